@@ -1,0 +1,1 @@
+//! sledge: a Nostr relay and sync engine.
