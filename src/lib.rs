@@ -1,1 +1,2 @@
 //! sledge: a Nostr relay and sync engine.
+pub mod protocol;

@@ -1,0 +1,319 @@
+//! The messages of NIP-01, 42 and 45, both ways.
+//!
+//! Reading never fails into silence: what cannot be read becomes the [`Refusal`] that the client is owed, with the
+//! id that it waits for where one can be made out.
+
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, SeqAccess, Visitor};
+use serde_json::Value;
+
+use super::event::push_string;
+use super::filter::{Filter, FilterError};
+use super::{Event, EventId, SubscriptionId};
+
+/// What a client says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ClientMessage {
+    /// Publish this.
+    Event(Box<Event>),
+    /// Send what matches, stored and live.
+    Req(SubscriptionId, Vec<Filter>),
+    /// Say how many match (NIP-45).
+    Count(SubscriptionId, Vec<Filter>),
+    /// End a subscription.
+    Close(SubscriptionId),
+    /// Answer to an authentication challenge (NIP-42).
+    Auth(Box<Event>),
+}
+
+/// The answer to a message that cannot be acted upon. `text` starts with a prefix of NIP-01.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// `["OK", id, false, text]`, the id as the client wrote it.
+    Ok {
+        /// The event's id as written.
+        id: String,
+        /// Reason, prefix first.
+        text: String,
+    },
+    /// `["CLOSED", id, text]`.
+    Closed {
+        /// The subscription id as written.
+        id: String,
+        /// Reason, prefix first.
+        text: String,
+    },
+    /// `["NOTICE", text]`: there is no id to answer to.
+    Notice(String),
+}
+
+impl Refusal {
+    /// The message as JSON.
+    pub fn to_json(&self) -> String {
+        match self {
+            Refusal::Ok { id, text } => array("OK", &[Part::Text(id), Part::Raw("false"), Part::Text(text)]),
+            Refusal::Closed { id, text } => array("CLOSED", &[Part::Text(id), Part::Text(text)]),
+            Refusal::Notice(text) => notice(text),
+        }
+    }
+}
+
+/// What an EOSE tells about the rest (NIP-67).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EoseHint {
+    /// Every stored match was sent.
+    Finish,
+    /// There are more, all of them older than what was sent.
+    More,
+    /// The answer ends inside a second, or nobody looked further.
+    Unknown,
+}
+
+/// `["OK", id, accepted, text]`.
+pub fn ok(id: &EventId, accepted: bool, text: &str) -> String {
+    let accepted = if accepted { "true" } else { "false" };
+    array("OK", &[Part::Text(&id.to_hex()), Part::Raw(accepted), Part::Text(text)])
+}
+
+/// `["EOSE", id]`, with NIP-67's hint where there is one.
+pub fn eose(id: &SubscriptionId, hint: EoseHint) -> String {
+    let id = Part::Text(id.as_str());
+    match hint {
+        EoseHint::Finish => array("EOSE", &[id, Part::Raw("[\"finish\"]")]),
+        EoseHint::More => array("EOSE", &[id, Part::Raw("[\"more\"]")]),
+        EoseHint::Unknown => array("EOSE", &[id]),
+    }
+}
+
+/// `["CLOSED", id, text]`.
+pub fn closed(id: &SubscriptionId, text: &str) -> String {
+    array("CLOSED", &[Part::Text(id.as_str()), Part::Text(text)])
+}
+
+/// `["NOTICE", text]`.
+pub fn notice(text: &str) -> String {
+    array("NOTICE", &[Part::Text(text)])
+}
+
+/// `["COUNT", id, {"count": n}]`, marked when it is a lower bound (NIP-45).
+pub fn count(id: &SubscriptionId, count: u64, approximate: bool) -> String {
+    let body = if approximate {
+        format!("{{\"count\":{count},\"approximate\":true}}")
+    } else {
+        format!("{{\"count\":{count}}}")
+    };
+    array("COUNT", &[Part::Text(id.as_str()), Part::Raw(&body)])
+}
+
+/// `["EVENT", id,` as it stands before each event of a subscription; `]` follows the event.
+pub fn event_prefix(id: &SubscriptionId) -> String {
+    let mut prefix = array("EVENT", &[Part::Text(id.as_str())]);
+    prefix.pop();
+    prefix.push(',');
+    prefix
+}
+
+/// `["EVENT", event]`, as a client publishes.
+pub fn publish(event_json: &str) -> String {
+    array("EVENT", &[Part::Raw(event_json)])
+}
+
+enum Part<'a> {
+    Text(&'a str),
+    Raw(&'a str),
+}
+
+fn array(verb: &str, parts: &[Part]) -> String {
+    let mut out = format!("[\"{verb}\"").into_bytes();
+    for part in parts {
+        out.push(b',');
+        match part {
+            Part::Text(text) => push_string(&mut out, text),
+            Part::Raw(json) => out.extend_from_slice(json.as_bytes()),
+        }
+    }
+    out.push(b']');
+    String::from_utf8(out).expect("made of strings")
+}
+
+impl ClientMessage {
+    /// Reads one message.
+    ///
+    /// # Errors
+    /// The answer that the client is owed instead.
+    pub fn parse(text: &str) -> Result<Self, Refusal> {
+        match serde_json::from_str(text) {
+            Ok(Parsed(answer)) => answer,
+            Err(error) => Err(refuse(text, &error)),
+        }
+    }
+}
+
+/// A whole message: either understood or refused by its content. JSON errors stay with the parser.
+struct Parsed(Result<ClientMessage, Refusal>);
+
+impl<'de> Deserialize<'de> for Parsed {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_seq(MessageVisitor).map(Parsed)
+    }
+}
+
+struct MessageVisitor;
+
+impl<'de> Visitor<'de> for MessageVisitor {
+    type Value = Result<ClientMessage, Refusal>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON array that starts with EVENT, REQ, COUNT, CLOSE or AUTH")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+        let verb: String = need(&mut seq, "the message is empty")?;
+        match verb.as_str() {
+            "EVENT" => {
+                let event = need(&mut seq, "EVENT needs an event")?;
+                end(seq)?;
+                Ok(Ok(ClientMessage::Event(Box::new(event))))
+            }
+            "AUTH" => {
+                let event = need(&mut seq, "AUTH needs an event")?;
+                end(seq)?;
+                Ok(Ok(ClientMessage::Auth(Box::new(event))))
+            }
+            "REQ" => subscription(seq, ClientMessage::Req),
+            "COUNT" => subscription(seq, ClientMessage::Count),
+            "CLOSE" => {
+                let id: String = need(&mut seq, "CLOSE needs a subscription id")?;
+                end(seq)?;
+                let Some(id) = SubscriptionId::new(&id) else {
+                    return Ok(Err(Refusal::Notice(BAD_SUBSCRIPTION_ID.to_owned())));
+                };
+                Ok(Ok(ClientMessage::Close(id)))
+            }
+            _ => Err(A::Error::custom("unknown verb")),
+        }
+    }
+}
+
+const BAD_SUBSCRIPTION_ID: &str = "invalid: a subscription id has 1 to 64 characters";
+
+fn subscription<'de, A: SeqAccess<'de>>(
+    mut seq: A,
+    make: fn(SubscriptionId, Vec<Filter>) -> ClientMessage,
+) -> Result<Result<ClientMessage, Refusal>, A::Error> {
+    let text: String = need(&mut seq, "a subscription id is needed")?;
+    let mut filters = Vec::new();
+    let mut error: Option<FilterError> = None;
+    while let Some(value) = seq.next_element::<Value>()? {
+        match Filter::from_value(value) {
+            Ok(filter) => filters.push(filter),
+            Err(found) => error = error.or(Some(found)),
+        }
+    }
+    let closed = |reason: &str| Ok(Err(Refusal::Closed { id: text.clone(), text: reason.to_owned() }));
+    let Some(id) = SubscriptionId::new(&text) else {
+        return closed(BAD_SUBSCRIPTION_ID);
+    };
+    match error {
+        Some(error) => closed(&error.to_string()),
+        None if filters.is_empty() => closed("invalid: at least one filter is needed"),
+        None => Ok(Ok(make(id, filters))),
+    }
+}
+
+fn need<'de, T: Deserialize<'de>, A: SeqAccess<'de>>(seq: &mut A, missing: &'static str) -> Result<T, A::Error> {
+    seq.next_element()?.ok_or_else(|| A::Error::custom(missing))
+}
+
+/// Further elements are allowed and dropped: NIPs add them.
+fn end<'de, A: SeqAccess<'de>>(mut seq: A) -> Result<(), A::Error> {
+    while seq.next_element::<IgnoredAny>()?.is_some() {}
+    Ok(())
+}
+
+/// Makes the best answer to a message that is not what it should be. Only bad input pays for this second look.
+fn refuse(text: &str, error: &serde_json::Error) -> Refusal {
+    let reason = format!("invalid: {}", plain(error));
+    let Ok(Value::Array(parts)) = serde_json::from_str::<Value>(text) else {
+        return Refusal::Notice(reason);
+    };
+    let verb = parts.first().and_then(Value::as_str).unwrap_or_default();
+    match (verb, parts.get(1)) {
+        ("EVENT" | "AUTH", Some(event)) => match event.get("id").and_then(Value::as_str) {
+            Some(id) => Refusal::Ok { id: id.to_owned(), text: reason },
+            None => Refusal::Notice(reason),
+        },
+        ("REQ" | "COUNT", Some(Value::String(id))) => Refusal::Closed { id: id.clone(), text: reason },
+        ("EVENT" | "AUTH" | "REQ" | "COUNT" | "CLOSE", _) => Refusal::Notice(reason),
+        _ => Refusal::Notice(format!("unsupported: this relay does not know the message {verb:.16}")),
+    }
+}
+
+/// serde_json's message without its "at line 1 column 7": a message has one line, and the column is of no help there.
+fn plain(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    match text.find(" at line ") {
+        Some(end) => text[..end].to_owned(),
+        None => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn refused(text: &str, expected: &str) {
+        let answer = ClientMessage::parse(text).expect_err(text).to_json();
+        assert!(answer.starts_with(expected), "{text}\n  gave {answer}\n  not  {expected}");
+    }
+
+    /// Every refusal is the message that the client waits for, with a standard prefix (T15, T23, T24, T41).
+    #[test]
+    fn t41_malformed_messages_get_the_right_answer() {
+        refused("", "[\"NOTICE\",\"invalid: ");
+        refused("hello", "[\"NOTICE\",\"invalid: ");
+        refused("{}", "[\"NOTICE\",\"invalid: ");
+        refused("[]", "[\"NOTICE\",\"");
+        refused("[1]", "[\"NOTICE\",\"");
+        refused("[\"HELLO\",1]", "[\"NOTICE\",\"unsupported: ");
+        refused("[\"EVENT\"]", "[\"NOTICE\",\"invalid: ");
+        refused("[\"EVENT\",{}]", "[\"NOTICE\",\"invalid: missing field");
+        refused("[\"EVENT\",{\"id\":\"AB\"}]", "[\"OK\",\"AB\",false,\"invalid: id: ");
+        refused("[\"REQ\"]", "[\"NOTICE\",\"invalid: ");
+        refused("[\"REQ\",1,{}]", "[\"NOTICE\",\"invalid: ");
+        refused("[\"REQ\",\"s\"]", "[\"CLOSED\",\"s\",\"invalid: ");
+        refused("[\"REQ\",\"\",{}]", "[\"CLOSED\",\"\",\"invalid: ");
+        refused("[\"REQ\",\"s\",[]]", "[\"CLOSED\",\"s\",\"invalid: ");
+        refused("[\"REQ\",\"s\",{},{\"kinds\":[\"1\"]}]", "[\"CLOSED\",\"s\",\"invalid: kinds must be ");
+        refused("[\"COUNT\",\"s\",{\"search\":\"x\"}]", "[\"CLOSED\",\"s\",\"unsupported: ");
+        refused("[\"CLOSE\"]", "[\"NOTICE\",\"invalid: ");
+        refused("[\"CLOSE\",\"\"]", "[\"NOTICE\",\"invalid: ");
+        refused("[\"REQ\",\"s\",{}]x", "[\"NOTICE\",\"invalid: ");
+        refused(&"[".repeat(100_000), "[\"NOTICE\",\"invalid: ");
+    }
+
+    /// Good messages are understood; further elements are ignored where NIPs may add some.
+    #[test]
+    fn messages_are_read() {
+        let id = SubscriptionId::new("s").expect("short");
+        let filter = Filter { limit: Some(0), ..Filter::default() };
+        assert_eq!(
+            ClientMessage::parse(" [\"REQ\",\"s\",{\"limit\":0},{}]"),
+            Ok(ClientMessage::Req(id.clone(), vec![filter, Filter::default()]))
+        );
+        assert_eq!(ClientMessage::parse("[\"CLOSE\",\"s\",1]"), Ok(ClientMessage::Close(id)));
+    }
+
+    /// Ids are escaped, never pasted; hints are NIP-67's.
+    #[test]
+    fn answers_are_json() {
+        let id = SubscriptionId::new("a\"]").expect("short");
+        assert_eq!(eose(&id, EoseHint::More), r#"["EOSE","a\"]",["more"]]"#);
+        assert_eq!(eose(&id, EoseHint::Unknown), r#"["EOSE","a\"]"]"#);
+        assert_eq!(event_prefix(&id), r#"["EVENT","a\"]","#);
+        assert_eq!(count(&id, 7, true), r#"["COUNT","a\"]",{"count":7,"approximate":true}]"#);
+        assert_eq!(closed(&id, "error: x"), r#"["CLOSED","a\"]","error: x"]"#);
+    }
+}

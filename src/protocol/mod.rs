@@ -1,0 +1,23 @@
+//! The Nostr protocol as plain values: events, filters, messages and the rules that decide between events.
+//!
+//! Pure: nothing here knows a socket, a disk, a clock, randomness or a task. What time it is comes in as an argument.
+
+pub mod bytes;
+pub mod event;
+pub mod filter;
+pub mod kind;
+pub mod message;
+
+pub mod relay_info;
+pub mod subscription;
+pub mod supersede;
+pub mod tag;
+pub mod verify;
+
+pub use bytes::{EventId, PublicKey, Signature};
+pub use event::{Event, Fields};
+pub use filter::Filter;
+pub use kind::Kind;
+pub use subscription::SubscriptionId;
+pub use tag::{Tag, TagLetter, Tags};
+pub use verify::Verified;
