@@ -1,2 +1,3 @@
 //! sledge: a Nostr relay and sync engine.
 pub mod protocol;
+pub mod store;

@@ -1,0 +1,197 @@
+//! Keeping events: the [`Store`] trait that the relay sees, and what passes through it.
+//!
+//! Calls block: they belong on the writer thread and the query threads, never on an async worker.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use crate::protocol::supersede::Verdict;
+use crate::protocol::{Event, EventId, Filter, Verified};
+
+/// A point in the order in which events were stored: each later event has a higher one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Position(pub u64);
+
+/// What a batch of writes came to.
+#[derive(Debug)]
+pub struct Applied {
+    /// One verdict an event, in the order of the batch.
+    pub verdicts: Vec<Verdict>,
+    /// Every event of the batch lies before this point, every later one at or behind it.
+    pub end: Position,
+}
+
+/// One filter of a query, its limits settled.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// The condition; its own `limit` is not looked at.
+    pub filter: Filter,
+    /// Newest matches wanted at most.
+    pub limit: usize,
+    /// Whether to go on past `limit` to the end of the second (NIP-67), up to another `limit` rows. Set where the
+    /// limit is the relay's and not the client's.
+    pub whole_seconds: bool,
+}
+
+/// A question to the store.
+#[derive(Clone, Debug)]
+pub struct Query {
+    /// The union of these is wanted, newest first, without repeats.
+    pub wanted: Vec<Wanted>,
+    /// Events whose expiration has come by now are not seen (NIP-40). Seconds since 1970.
+    pub now: u64,
+    /// Only events stored before this point; live delivery takes over from there.
+    pub before: Option<Position>,
+}
+
+/// A stored event as a query sees it.
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// The event id.
+    pub id: EventId,
+    /// Seconds since 1970 UTC.
+    pub created_at: u64,
+    /// The event's canonical JSON.
+    pub json: Bytes,
+}
+
+/// How much one call of [`Scan::page`] may do. Whatever is reached first pauses the scan.
+#[derive(Clone, Copy, Debug)]
+pub struct PageBudget {
+    /// Bytes of JSON in the page; one row may exceed it.
+    pub bytes_max: usize,
+    /// When to stop working.
+    pub until: Instant,
+}
+
+/// Where a scan stands after a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// The budget is used up; call again for the rest.
+    Paused,
+    /// Every match was returned.
+    Finished,
+    /// A limit was reached, there are further matches, and all of them are older than the last row's second.
+    MoreOlder,
+    /// A limit was reached; further matches may lie in the last row's second, or nobody looked.
+    LimitReached,
+}
+
+/// A query that is read page by page. It holds no lock between calls, and events that are removed meanwhile are
+/// no longer seen.
+pub trait Scan: Send {
+    /// Appends the next rows, `created_at` descending, then id ascending.
+    ///
+    /// # Errors
+    /// See [`StoreError`]; a record that cannot be read is skipped and logged, not an error.
+    fn page(&mut self, budget: PageBudget, rows: &mut Vec<Row>) -> Result<Progress, StoreError>;
+
+    /// Counts on instead of returning rows; limits play no part, an event matched by several filters counts once.
+    /// Returns what was counted since the last call.
+    ///
+    /// # Errors
+    /// As [`Scan::page`].
+    fn count(&mut self, until: Instant) -> Result<(u64, Progress), StoreError>;
+}
+
+/// Why an event was taken out of the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Removal {
+    /// A newer version took its place.
+    Replaced,
+    /// Its author's deletion request (NIP-09). The bytes are erased.
+    Deleted,
+    /// Its expiration has come (NIP-40).
+    Expired,
+    /// Its author asked to vanish (NIP-62). The bytes are erased.
+    Vanished,
+    /// The operator removed it; it may come back. The bytes are erased.
+    Operator,
+}
+
+/// Figures about a store.
+#[derive(Clone, Debug, Default, serde::Serialize)]
+pub struct StoreStats {
+    /// Events that can be read.
+    pub events: u64,
+    /// Bytes of the event log.
+    pub log_bytes: u64,
+    /// Bytes of the log that compaction would free.
+    pub dead_bytes: u64,
+    /// Bytes of the index on disk.
+    pub index_bytes: u64,
+    /// Index entries in memory that are not yet in the index on disk.
+    pub buffered_entries: u64,
+}
+
+/// Why a store could not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The operating system refused something.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried, with the file's name.
+        what: String,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The disk has no room for the write; nothing was stored, reading goes on.
+    #[error("the disk is full")]
+    DiskFull,
+    /// A write failed in a way that leaves the disk's state unknown; writing stops until the next start, reading goes on.
+    #[error("writing stopped after a disk error ({0}); restart the relay once the disk is well")]
+    Poisoned(String),
+    /// Another process has the data directory.
+    #[error("{0}")]
+    InUse(String),
+    /// Something on disk is not what it should be.
+    #[error("{0}")]
+    Damaged(String),
+}
+
+/// What keeps events. The embedded store and Postgres answer alike: one conformance suite runs against both.
+pub trait Store: Send + Sync {
+    /// Judges and stores a batch, durably, in order: a later event sees the earlier ones. One caller at a time.
+    ///
+    /// Returns only after what was stored survives a power cut. Ephemeral events must not be passed.
+    ///
+    /// # Errors
+    /// Nothing of the batch is stored or visible then.
+    fn apply(&self, batch: &[Verified<Event>], now: u64) -> Result<Applied, StoreError>;
+
+    /// Takes events out by id, durably; unknown ids are passed over. Returns how many were there. One caller at a
+    /// time, not beside [`Store::apply`].
+    ///
+    /// # Errors
+    /// As [`Store::apply`].
+    fn remove(&self, ids: &[EventId], why: Removal) -> Result<u64, StoreError>;
+
+    /// Removes up to `events_max` events whose expiration has come; returns how many. Same caller as `apply`.
+    ///
+    /// # Errors
+    /// As [`Store::apply`].
+    fn sweep_expired(&self, now: u64, events_max: usize) -> Result<usize, StoreError>;
+
+    /// Whether this very event is stored. Cheap for unknown ids.
+    ///
+    /// # Errors
+    /// When the index cannot be read.
+    fn contains(&self, id: &EventId) -> Result<bool, StoreError>;
+
+    /// Begins a query.
+    ///
+    /// # Errors
+    /// When the index cannot be read.
+    fn scan(&self, query: Query) -> Result<Box<dyn Scan>, StoreError>;
+
+    /// Figures for `status` and logs.
+    fn stats(&self) -> StoreStats;
+
+    /// Brings what is in memory to disk as far as `deadline` allows; the store takes no writes afterwards.
+    /// Nothing acknowledged depends on it: the next start replays what was left.
+    ///
+    /// # Errors
+    /// When the last writes fail.
+    fn close(&self, deadline: Instant) -> Result<(), StoreError>;
+}
