@@ -1,1 +1,3 @@
 //! sledge: a Nostr relay and sync engine.
+
+pub mod store;

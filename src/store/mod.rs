@@ -1,0 +1,2 @@
+//! The store (placeholder of this branch).
+pub mod index;
