@@ -130,7 +130,7 @@ fn fill_in<'i>(
     for (name, value) in table.iter_mut() {
         let key = format!("{prefix}{}", name.get_ref());
         let Some(default) = defaults.get(name) else {
-            let problem = "no such setting (`sledge config show` lists all)";
+            let problem = "no such setting (`sledge config show --defaults` lists all)";
             return Err(origin.refuse(Some(&key), problem));
         };
         let (value, default) = (value.get_mut(), default.get_ref());
@@ -179,12 +179,15 @@ mod tests {
     #[test]
     fn errors_name_file_line_and_key() {
         for (text, expected) in [
-            ("store = \"x\"\nstoer = \"y\"\n", "my.toml:2: stoer: no such setting (`sledge config show` lists all)"),
+            (
+                "store = \"x\"\nstoer = \"y\"\n",
+                "my.toml:2: stoer: no such setting (`sledge config show --defaults` lists all)",
+            ),
             (
                 "[limits]\n\nlimit_mx = 5\n",
-                "my.toml:3: limits.limit_mx: no such setting (`sledge config show` lists all)",
+                "my.toml:3: limits.limit_mx: no such setting (`sledge config show --defaults` lists all)",
             ),
-            ("[limit]\n", "my.toml:1: limit: no such setting (`sledge config show` lists all)"),
+            ("[limit]\n", "my.toml:1: limit: no such setting (`sledge config show --defaults` lists all)"),
             ("[limits]\nlimit_max = \"many\"\n", "my.toml:2: limits.limit_max: must be of type integer, not string"),
             ("limits = 5\n", "my.toml:1: limits: must be of type table, not integer"),
             (
