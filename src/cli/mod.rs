@@ -23,6 +23,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::builder::NonEmptyStringValueParser;
 use clap::{Parser, Subcommand};
 
 use crate::config::Config;
@@ -38,7 +39,7 @@ pub struct Cli {
     pub config: Option<PathBuf>,
 
     /// Data directory [default: `store` in the settings, else sledge-data]
-    #[arg(long, global = true, value_name = "DIR")]
+    #[arg(long, global = true, value_name = "DIR", value_parser = NonEmptyStringValueParser::new())]
     pub store: Option<String>,
 
     /// What to do.
