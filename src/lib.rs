@@ -1,3 +1,6 @@
 //! sledge: a Nostr relay and sync engine.
+pub mod cli;
+pub mod config;
+pub mod error;
 pub mod protocol;
 pub mod store;

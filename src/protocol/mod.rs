@@ -7,7 +7,7 @@ pub mod event;
 pub mod filter;
 pub mod kind;
 pub mod message;
-
+pub mod nip19;
 pub mod relay_info;
 pub mod subscription;
 pub mod supersede;

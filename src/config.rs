@@ -1,0 +1,383 @@
+//! Settings: `sync.toml` read once, checked once, then plain data.
+//!
+//! The `sync.toml` at the top of the repository is built in and gives every default, so a user's file names only what
+//! it changes. Nothing here imports the rest of the crate, and nothing is looked up again after the start.
+
+mod check;
+mod ip_range;
+mod read;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+pub use ip_range::{IpRange, IpRangeError};
+pub use read::{ConfigError, Origin};
+
+/// The built-in `sync.toml`: every key with its default, and the reason in a comment.
+pub const DEFAULTS: &str = include_str!("../sync.toml");
+
+const MIB: usize = 1024 * 1024;
+
+/// Memory of one index entry in the write buffer: key, value and its share of the ordered map's nodes.
+const INDEX_ENTRY_BYTES: usize = 56;
+
+/// Every setting of sledge. Defaults and reasons stand in [`DEFAULTS`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Data directory; see [`Config::store_dir`].
+    pub store: String,
+    /// Address and port to listen on.
+    pub listen: SocketAddr,
+    /// WebSocket URL under which clients reach this relay; empty when unknown.
+    pub service_url: String,
+    /// What is logged, and how.
+    pub log: Log,
+    /// What the relay tells about itself (NIP-11).
+    pub info: Info,
+    /// What one client may cost.
+    pub limits: Limits,
+    /// The memory budget.
+    pub memory: Memory,
+    /// How the store works.
+    pub storage: Storage,
+    /// Where these settings were read, for messages.
+    #[serde(skip)]
+    pub origin: Origin,
+}
+
+/// `[log]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Log {
+    /// A level, or levels by module: `info,sledge=debug`.
+    pub level: String,
+    /// How a line looks.
+    pub format: LogFormat,
+}
+
+/// How a log line looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// `[info]`: the fields of NIP-11 that the operator fills in. An empty string leaves a field out.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Info {
+    /// Name of the relay.
+    pub name: String,
+    /// What the relay is for, plain text.
+    pub description: String,
+    /// The operator's public key as the file spells it: npub, nprofile or hex. The command line turns it into hex.
+    pub pubkey: String,
+    /// URI of another way to reach the operator.
+    pub contact: String,
+    /// URL of a square picture.
+    pub icon: String,
+    /// URL of a wide picture.
+    pub banner: String,
+    /// URL of the terms of service.
+    pub terms_of_service: String,
+}
+
+/// `[limits]`: what one client may cost.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    /// Open connections in all.
+    pub connections_max: usize,
+    /// Open connections from one address; 0 = no limit. Loopback and trusted proxies are exempt.
+    pub connections_per_ip_max: usize,
+    /// Peers whose forwarding headers are believed; see [`Limits::trusts_proxy`].
+    pub trusted_proxies: Vec<IpRange>,
+    /// From accepting a connection to a complete HTTP request, milliseconds.
+    pub handshake_timeout_ms: u64,
+    /// Silence of a client before it is pinged, seconds.
+    pub idle_ping_secs: u64,
+    /// Silence of a client before it is closed, seconds.
+    pub idle_timeout_secs: u64,
+    /// Time for a graceful stop, milliseconds.
+    pub stop_timeout_ms: u64,
+    /// Bytes of one WebSocket message (NIP-11 `max_message_length`).
+    pub frame_bytes_max: usize,
+    /// Tags of one event (NIP-11 `max_event_tags`).
+    pub event_tags_max: usize,
+    /// Characters in the content of one event (NIP-11 `max_content_length`).
+    pub content_chars_max: usize,
+    /// Seconds an event may be dated ahead of now (NIP-11 `created_at_upper_limit`).
+    pub created_at_ahead_secs_max: u64,
+    /// Seconds an event may be dated back; 0 = no limit (NIP-11 `created_at_lower_limit`).
+    pub created_at_behind_secs_max: u64,
+    /// Unanswered EVENTs of one connection before its socket is not read.
+    pub events_in_flight_max: usize,
+    /// Open subscriptions of one connection (NIP-11 `max_subscriptions`).
+    pub subscriptions_max: usize,
+    /// List items in all open subscriptions of one connection.
+    pub subscription_values_max: usize,
+    /// Filters of one REQ or COUNT.
+    pub filters_max: usize,
+    /// List items in all filters of one REQ or COUNT.
+    pub filter_values_max: usize,
+    /// Largest `limit` of a filter (NIP-11 `max_limit`).
+    pub limit_max: usize,
+    /// `limit` of a filter that names none (NIP-11 `default_limit`).
+    pub limit_default: usize,
+    /// Threads that read for REQ and COUNT; 0 = by processor cores, see [`Limits::query_threads_on`].
+    pub query_threads: usize,
+    /// Running time of a query before others get their turn, milliseconds.
+    pub query_slice_ms: u64,
+    /// Running time of a query before it is closed, milliseconds.
+    pub query_time_ms_max: u64,
+    /// Bytes queued for one connection before it is closed as too slow.
+    pub live_queue_bytes_max: usize,
+}
+
+/// `[memory]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Memory {
+    /// MiB that index buffers and caches aim at.
+    pub budget_mb: usize,
+}
+
+/// `[storage]`: how the store works.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Storage {
+    /// Events in one durable write.
+    pub batch_events_max: usize,
+    /// Events that wait for the writer.
+    pub writer_queue_events_max: usize,
+    /// Bytes of events that wait for the writer.
+    pub writer_queue_bytes_max: usize,
+    /// Index entries of one sorted run; 0 = by the budget, see [`Config::index_run_entries`].
+    pub index_run_entries_max: usize,
+    /// MiB of index pages in memory; 0 = by the budget, see [`Config::index_cache_bytes`].
+    pub index_cache_mb: usize,
+    /// Bits an event in the id filter.
+    pub bloom_bits_per_id: usize,
+    /// Time in which the index must open before it is rebuilt, seconds.
+    pub index_open_timeout_secs: u64,
+    /// Time between sweeps for expired events, seconds.
+    pub expiry_sweep_secs: u64,
+}
+
+impl Default for Config {
+    /// The settings of [`DEFAULTS`].
+    fn default() -> Config {
+        Config::parse(DEFAULTS, None).expect("the built-in sync.toml is valid: a test reads it")
+    }
+}
+
+impl Config {
+    /// Reads the file that `named` (`--config`) or `SLEDGE_CONFIG` names, else `./sync.toml`, else
+    /// `/etc/sledge/sync.toml`, else the built-in defaults.
+    ///
+    /// # Errors
+    /// [`ConfigError`] when a named or existing file cannot be read, or says something that does not hold.
+    pub fn load(named: Option<&Path>) -> Result<Config, ConfigError> {
+        let from_env = std::env::var_os("SLEDGE_CONFIG").map(PathBuf::from);
+        match read::locate(named, from_env, Path::exists) {
+            Some(file) => Config::load_file(&file),
+            None => Ok(Config::default()),
+        }
+    }
+
+    /// Reads exactly this file.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn load_file(file: &Path) -> Result<Config, ConfigError> {
+        let text = std::fs::read_to_string(file)
+            .map_err(|source| ConfigError::Unreadable { file: file.to_owned(), source })?;
+        Config::parse(&text, Some(file))
+    }
+
+    /// Reads settings from `text`; keys it does not name keep their defaults. `file` is for messages only.
+    ///
+    /// # Errors
+    /// [`ConfigError::Invalid`], naming file, line and key.
+    pub fn parse(text: &str, file: Option<&Path>) -> Result<Config, ConfigError> {
+        let config = read::parse(text, file)?;
+        check::check(&config)?;
+        Ok(config)
+    }
+
+    /// An error about the value of `key` (`"log.level"`), naming the place where the user set it. For checks that need
+    /// more of the crate than this module may import.
+    pub fn refuse(&self, key: &str, problem: impl Into<String>) -> ConfigError {
+        self.origin.refuse(Some(key), problem)
+    }
+
+    /// The data directory.
+    pub fn store_dir(&self) -> &Path {
+        Path::new(&self.store)
+    }
+
+    /// Index entries that one run of the write buffer holds.
+    pub fn index_run_entries(&self) -> usize {
+        match self.storage.index_run_entries_max {
+            0 => mib_to_bytes(self.memory.budget_mb) / 8 / INDEX_ENTRY_BYTES,
+            entries => entries,
+        }
+    }
+
+    /// Bytes of index pages kept in memory.
+    pub fn index_cache_bytes(&self) -> usize {
+        match self.storage.index_cache_mb {
+            0 => mib_to_bytes(self.memory.budget_mb) / 4,
+            mib => mib_to_bytes(mib),
+        }
+    }
+}
+
+/// Saturating, since 64 GiB do not fit the address space of a 32-bit Pi.
+fn mib_to_bytes(mib: usize) -> usize {
+    mib.saturating_mul(MIB)
+}
+
+impl Limits {
+    /// Is this peer a proxy whose forwarding headers are believed?
+    pub fn trusts_proxy(&self, peer: std::net::IpAddr) -> bool {
+        self.trusted_proxies.iter().any(|range| range.contains(peer))
+    }
+
+    /// Query threads on a machine with this many processor cores.
+    pub fn query_threads_on(&self, cores: usize) -> usize {
+        match self.query_threads {
+            0 => cores.clamp(2, 8),
+            threads => threads,
+        }
+    }
+
+    /// From accepting a connection to a complete HTTP request.
+    pub fn handshake_timeout(&self) -> Duration {
+        Duration::from_millis(self.handshake_timeout_ms)
+    }
+
+    /// Silence of a client before it is pinged.
+    pub fn idle_ping(&self) -> Duration {
+        Duration::from_secs(self.idle_ping_secs)
+    }
+
+    /// Silence of a client before it is closed.
+    pub fn idle_timeout(&self) -> Duration {
+        Duration::from_secs(self.idle_timeout_secs)
+    }
+
+    /// Time for a graceful stop.
+    pub fn stop_timeout(&self) -> Duration {
+        Duration::from_millis(self.stop_timeout_ms)
+    }
+
+    /// Running time of a query before others get their turn.
+    pub fn query_slice(&self) -> Duration {
+        Duration::from_millis(self.query_slice_ms)
+    }
+
+    /// Running time of a query before it is closed.
+    pub fn query_time_max(&self) -> Duration {
+        Duration::from_millis(self.query_time_ms_max)
+    }
+}
+
+impl Storage {
+    /// Time in which the index must open before it is rebuilt.
+    pub fn index_open_timeout(&self) -> Duration {
+        Duration::from_secs(self.index_open_timeout_secs)
+    }
+
+    /// Time between sweeps for expired events.
+    pub fn expiry_sweep(&self) -> Duration {
+        Duration::from_secs(self.expiry_sweep_secs)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    /// The built-in file is valid and complete, so `Config::default` cannot panic, and its prose agrees with it.
+    #[test]
+    fn the_built_in_file_is_valid_and_complete() {
+        let config = Config::parse(DEFAULTS, None).unwrap();
+        assert_eq!(config.store_dir(), Path::new("sledge-data"));
+        assert_eq!(config.listen.to_string(), "127.0.0.1:7777");
+        assert_eq!(config.limits.stop_timeout(), Duration::from_secs(5));
+        assert_eq!(config.log.format, LogFormat::Text);
+    }
+
+    /// Every key has its unit and reason directly above it.
+    #[test]
+    fn every_key_has_a_comment_above_it() {
+        let lines: Vec<&str> = DEFAULTS.lines().collect();
+        let keys = lines
+            .iter()
+            .enumerate()
+            .filter(|(_, line)| line.contains(" = ") && !line.starts_with('#') && !line.starts_with('['));
+        let mut seen = 0;
+        for (at, line) in keys {
+            assert!(lines[at - 1].starts_with("# "), "no comment above: {line}");
+            seen += 1;
+        }
+        let shown = toml::to_string(&Config::default()).unwrap();
+        let fields = shown.lines().filter(|line| line.contains(" = ")).count();
+        assert_eq!(seen, fields, "a key of the file was not looked at");
+    }
+
+    /// What `config show` prints is itself a file that gives the same settings.
+    #[test]
+    fn settings_survive_a_round_trip_through_toml() {
+        let mut config = Config::default();
+        config.limits.limit_default = 77;
+        config.limits.trusted_proxies = vec!["10.0.0.0/8".parse().unwrap()];
+        let mut back = Config::parse(&toml::to_string(&config).unwrap(), None).unwrap();
+        back.origin = Origin::default();
+        config.origin = Origin::default();
+        assert_eq!(back, config);
+    }
+
+    /// 0 follows the memory budget; a number of one's own stands.
+    #[test]
+    fn derived_values_follow_the_budget_or_the_users_number() {
+        let mut config = Config::default();
+        assert_eq!(config.index_cache_bytes(), 64 * MIB);
+        assert_eq!(config.index_run_entries(), 599_186);
+        config.memory.budget_mb = 64;
+        assert_eq!(config.index_cache_bytes(), 16 * MIB);
+        assert_eq!(config.index_run_entries(), 149_796);
+        config.storage.index_cache_mb = 5;
+        config.storage.index_run_entries_max = 9_000;
+        assert_eq!(config.index_cache_bytes(), 5 * MIB);
+        assert_eq!(config.index_run_entries(), 9_000);
+    }
+
+    /// A single core still gets two threads, so that one long query never blocks a short one.
+    #[test]
+    fn query_threads_follow_the_cores_within_bounds() {
+        let mut limits = Config::default().limits;
+        assert_eq!([1, 4, 64].map(|cores| limits.query_threads_on(cores)), [2, 4, 8]);
+        limits.query_threads = 1;
+        assert_eq!(limits.query_threads_on(4), 1);
+    }
+
+    /// Loopback is the usual place of a proxy; anybody else is not believed.
+    #[test]
+    fn only_loopback_is_a_trusted_proxy_by_default() {
+        let limits = Config::default().limits;
+        let trusts = |ip: &str| limits.trusts_proxy(ip.parse().unwrap());
+        assert!(trusts("127.0.0.1") && trusts("::1") && trusts("::ffff:127.0.0.1"));
+        assert!(!trusts("192.168.1.1") && !trusts("fe80::1"));
+    }
+}

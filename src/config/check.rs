@@ -1,0 +1,202 @@
+//! Values that have the right type but cannot work.
+
+use std::ops::RangeInclusive;
+
+use super::{Config, ConfigError};
+
+const KIB: u64 = 1024;
+const MIB: u64 = 1024 * KIB;
+const DAY_SECS: u64 = 24 * 60 * 60;
+const HUNDRED_YEARS_SECS: u64 = 36_525 * DAY_SECS;
+
+/// Checks each number against its range, then numbers against each other.
+pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
+    for (key, value, range) in limit_ranges(config).into_iter().chain(storage_ranges(config)) {
+        if !range.contains(&value) {
+            let (low, high) = (range.start(), range.end());
+            return Err(config.refuse(key, format!("must be from {low} to {high}, not {value}")));
+        }
+    }
+    if config.store.is_empty() {
+        return Err(config.refuse("store", "must name a directory"));
+    }
+    check_relations(config)?;
+    check_service_url(config)
+}
+
+type Range = (&'static str, u64, RangeInclusive<u64>);
+
+fn limit_ranges(config: &Config) -> Vec<Range> {
+    let l = &config.limits;
+    vec![
+        ("limits.connections_max", l.connections_max as u64, 1..=1_000_000),
+        ("limits.connections_per_ip_max", l.connections_per_ip_max as u64, 0..=1_000_000),
+        ("limits.handshake_timeout_ms", l.handshake_timeout_ms, 100..=600_000),
+        ("limits.idle_ping_secs", l.idle_ping_secs, 1..=DAY_SECS),
+        ("limits.idle_timeout_secs", l.idle_timeout_secs, 2..=DAY_SECS),
+        ("limits.stop_timeout_ms", l.stop_timeout_ms, 100..=600_000),
+        // Below this not even small contact lists pass; above it one message is a good part of a Pi's memory.
+        ("limits.frame_bytes_max", l.frame_bytes_max as u64, 4 * KIB..=16 * MIB),
+        ("limits.event_tags_max", l.event_tags_max as u64, 1..=1_000_000),
+        ("limits.content_chars_max", l.content_chars_max as u64, 1..=16 * MIB),
+        ("limits.created_at_ahead_secs_max", l.created_at_ahead_secs_max, 0..=HUNDRED_YEARS_SECS),
+        ("limits.created_at_behind_secs_max", l.created_at_behind_secs_max, 0..=HUNDRED_YEARS_SECS),
+        ("limits.events_in_flight_max", l.events_in_flight_max as u64, 1..=65_536),
+        ("limits.subscriptions_max", l.subscriptions_max as u64, 1..=10_000),
+        ("limits.subscription_values_max", l.subscription_values_max as u64, 1..=10_000_000),
+        ("limits.filters_max", l.filters_max as u64, 1..=1_000),
+        ("limits.filter_values_max", l.filter_values_max as u64, 1..=1_000_000),
+        ("limits.limit_max", l.limit_max as u64, 1..=1_000_000),
+        ("limits.limit_default", l.limit_default as u64, 1..=1_000_000),
+        ("limits.query_threads", l.query_threads as u64, 0..=256),
+        ("limits.query_slice_ms", l.query_slice_ms, 1..=10_000),
+        ("limits.query_time_ms_max", l.query_time_ms_max, 1..=3_600_000),
+        ("limits.live_queue_bytes_max", l.live_queue_bytes_max as u64, 8 * KIB..=1024 * MIB),
+    ]
+}
+
+fn storage_ranges(config: &Config) -> Vec<Range> {
+    let s = &config.storage;
+    vec![
+        ("memory.budget_mb", config.memory.budget_mb as u64, 16..=65_536),
+        ("storage.batch_events_max", s.batch_events_max as u64, 1..=65_536),
+        ("storage.writer_queue_events_max", s.writer_queue_events_max as u64, 1..=1_000_000),
+        ("storage.writer_queue_bytes_max", s.writer_queue_bytes_max as u64, 4 * KIB..=1024 * MIB),
+        ("storage.index_run_entries_max", s.index_run_entries_max as u64, 0..=50_000_000),
+        ("storage.index_cache_mb", s.index_cache_mb as u64, 0..=65_536),
+        ("storage.bloom_bits_per_id", s.bloom_bits_per_id as u64, 4..=32),
+        ("storage.index_open_timeout_secs", s.index_open_timeout_secs, 1..=DAY_SECS),
+        ("storage.expiry_sweep_secs", s.expiry_sweep_secs, 1..=DAY_SECS),
+    ]
+}
+
+/// Pairs of which the first must not be above the second. Two messages must fit a connection's queue, so that one
+/// large event being sent does not make the next one close the connection.
+fn check_relations(config: &Config) -> Result<(), ConfigError> {
+    let limits = &config.limits;
+    let frame = limits.frame_bytes_max as u64;
+    let pairs = [
+        ("limits.limit_default", limits.limit_default as u64, "limits.limit_max", limits.limit_max as u64, ""),
+        (
+            "limits.idle_ping_secs",
+            limits.idle_ping_secs + 1,
+            "limits.idle_timeout_secs",
+            limits.idle_timeout_secs,
+            " less 1",
+        ),
+        (
+            "limits.frame_bytes_max",
+            2 * frame,
+            "limits.live_queue_bytes_max",
+            limits.live_queue_bytes_max as u64,
+            " / 2",
+        ),
+        (
+            "limits.frame_bytes_max",
+            frame,
+            "storage.writer_queue_bytes_max",
+            config.storage.writer_queue_bytes_max as u64,
+            "",
+        ),
+        ("limits.query_slice_ms", limits.query_slice_ms, "limits.query_time_ms_max", limits.query_time_ms_max, ""),
+    ];
+    for (small_key, small, large_key, large, how) in pairs {
+        if small <= large {
+            continue;
+        }
+        // Blame the key that the user set; the other one is a default.
+        let blamed = match config.origin.line(small_key) {
+            Some(_) => small_key,
+            None => large_key,
+        };
+        let problem = format!("{small_key} must not be above {large_key}{how}");
+        return Err(config.refuse(blamed, problem));
+    }
+    Ok(())
+}
+
+fn check_service_url(config: &Config) -> Result<(), ConfigError> {
+    let url = config.service_url.as_str();
+    let host = url.strip_prefix("wss://").or(url.strip_prefix("ws://"));
+    match host {
+        Some(host) if !host.is_empty() && !host.starts_with('/') => Ok(()),
+        None if url.is_empty() => Ok(()),
+        _ => Err(config.refuse("service_url", "must start with wss:// or ws:// and name a host")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::path::Path;
+
+    use super::*;
+
+    fn error_of(text: &str) -> String {
+        Config::parse(text, Some(Path::new("my.toml"))).unwrap_err().to_string()
+    }
+
+    /// Too small, too large, and not a relay's URL: file, line, key and what would be right.
+    #[test]
+    fn values_out_of_range_name_file_line_key_and_range() {
+        for (text, expected) in [
+            (
+                "[limits]\nframe_bytes_max = 5\n",
+                "my.toml:2: limits.frame_bytes_max: must be from 4096 to 16777216, not 5",
+            ),
+            (
+                "[storage]\n# many\nbloom_bits_per_id = 33\n",
+                "my.toml:3: storage.bloom_bits_per_id: must be from 4 to 32, not 33",
+            ),
+            ("memory.budget_mb = 1\n", "my.toml:1: memory.budget_mb: must be from 16 to 65536, not 1"),
+            (
+                "service_url = \"https://relay.example.com\"\n",
+                "my.toml:1: service_url: must start with wss:// or ws:// and name a host",
+            ),
+            ("store = \"\"\n", "my.toml:1: store: must name a directory"),
+            ("service_url = \"wss://\"\n", "my.toml:1: service_url: must start with wss:// or ws:// and name a host"),
+        ] {
+            assert_eq!(error_of(text), expected, "{text}");
+        }
+    }
+
+    /// Two values that exclude each other: the message points at the one in the file.
+    #[test]
+    fn values_that_exclude_each_other_point_at_the_users_key() {
+        for (text, expected) in [
+            (
+                "[limits]\nlimit_max = 100\n",
+                "my.toml:2: limits.limit_max: limits.limit_default must not be above limits.limit_max",
+            ),
+            (
+                "[limits]\nlimit_default = 5001\n",
+                "my.toml:2: limits.limit_default: limits.limit_default must not be above limits.limit_max",
+            ),
+            (
+                "[limits]\nidle_ping_secs = 120\n",
+                "my.toml:2: limits.idle_ping_secs: limits.idle_ping_secs must not be above limits.idle_timeout_secs less 1",
+            ),
+            (
+                "[limits]\nframe_bytes_max = 1_048_577\n",
+                "my.toml:2: limits.frame_bytes_max: limits.frame_bytes_max must not be above limits.live_queue_bytes_max / 2",
+            ),
+        ] {
+            assert_eq!(error_of(text), expected, "{text}");
+        }
+        Config::parse("[limits]\nframe_bytes_max = 1_048_576\n", None).unwrap();
+    }
+
+    /// Each number of the file is in the list of ranges, so a new setting cannot be forgotten here.
+    #[test]
+    fn every_number_has_a_range() {
+        let config = Config::default();
+        let shown = toml::to_string(&config).unwrap();
+        let numbers = shown.lines().filter(|line| {
+            let value = line.split_once(" = ").map(|(_, value)| value);
+            value.is_some_and(|value| value.parse::<u64>().is_ok())
+        });
+        let ranges = limit_ranges(&config).len() + storage_ranges(&config).len();
+        assert_eq!(numbers.count(), ranges);
+    }
+}
