@@ -34,15 +34,24 @@ async fn t14_vanish_takes_all_up_to_its_second() {
     }
 }
 
-/// A request that names another relay is an event like any other.
+/// A request that names other relays only is refused and has no effect.
 #[tokio::test]
 async fn t14_vanish_for_another_relay_has_no_effect() {
     let keys = Keys::new(1);
     let note = keys.note(NOW, "stays");
-    for url in ["wss://other.example.com/", "all_relays", ""] {
+    for url in ["wss://other.example.com/", "ws://relay.example.com/", "all_relays", ""] {
         let request = vanish(&keys, NOW + 1, url);
-        History::new().stored(&note).stored(&request).leaves(&[&note, &request]).await;
+        History::new().stored(&note).refused(&request, "invalid: ").leaves(&[&note]).await;
     }
+}
+
+/// Requests to vanish stay, as the relay's record of why it refuses: older and newer ones, in any order.
+#[tokio::test]
+async fn t14_requests_to_vanish_stay() {
+    let keys = Keys::new(1);
+    let [old, new] = [NOW, NOW + 1].map(|at| vanish(&keys, at, "ALL_RELAYS"));
+    History::new().stored(&old).stored(&new).leaves(&[&old, &new]).await;
+    History::new().stored(&new).stored(&old).leaves(&[&old, &new]).await;
 }
 
 /// Gift wraps to the key go too, later ones come in again.

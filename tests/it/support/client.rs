@@ -210,6 +210,11 @@ impl Client {
         self.send(json!(["CLOSE", id]).to_string()).await;
     }
 
+    /// Drops what was kept for a subscription that is over.
+    pub fn forget(&mut self, id: &str) {
+        self.held.retain(|message| message[1] != id);
+    }
+
     /// The body of the COUNT answer.
     pub async fn count_body(&mut self, filters: &[Value]) -> Value {
         self.send(request("COUNT", "count", filters)).await;

@@ -3,6 +3,7 @@
 pub mod binary;
 pub mod client;
 pub mod paths;
+pub mod reading;
 pub mod reference;
 pub mod relay;
 pub mod signer;

@@ -2,43 +2,37 @@
 //! compared with. Shares no code with `protocol::supersede`.
 
 use sledge::protocol::supersede::Verdict;
-use sledge::protocol::{Event, Filter, Kind, PublicKey};
+use sledge::protocol::{Event, EventId, Kind, PublicKey};
+use sledge::store::Wanted;
 
-/// A store as a list.
+/// A store as a list. A deletion request or request to vanish is in force as long as it is in the list.
 #[derive(Default)]
 pub struct Reference {
-    service_url: String,
     stored: Vec<Event>,
-    /// Every deletion request and request to vanish that was ever accepted: they stay in force.
-    requests: Vec<Event>,
 }
 
 impl Reference {
-    pub fn new(service_url: &str) -> Reference {
-        Reference { service_url: service_url.to_owned(), ..Reference::default() }
+    pub fn new() -> Reference {
+        Reference::default()
     }
 
     /// Judges and stores one event.
     pub fn apply(&mut self, event: &Event, now: u64) -> Verdict {
         let verdict = self.judge(event, now);
         if verdict == Verdict::Store {
-            self.stored.retain(|old| !same_slot(old, event) && !self_deletes(event, old, &self.service_url));
+            self.stored.retain(|old| !same_slot(old, event) && !reaches(event, old));
             self.stored.push(event.clone());
-            if event.kind == Kind::DELETION || event.kind == Kind::VANISH {
-                self.requests.push(event.clone());
-            }
         }
         verdict
     }
 
     fn judge(&self, event: &Event, now: u64) -> Verdict {
-        let vanished = |request: &Event| request.kind == Kind::VANISH && reaches(request, event, &self.service_url);
-        let deleted = |request: &Event| request.kind == Kind::DELETION && reaches(request, event, &self.service_url);
+        let reached_by = |kind| self.stored.iter().any(|request| request.kind == kind && reaches(request, event));
         if self.stored.iter().any(|old| old.id == event.id) {
             Verdict::Duplicate
-        } else if self.requests.iter().any(vanished) {
+        } else if reached_by(Kind::VANISH) {
             Verdict::Vanished
-        } else if self.requests.iter().any(deleted) {
+        } else if reached_by(Kind::DELETION) {
             Verdict::Deleted
         } else if expires(event).is_some_and(|at| at <= now) {
             Verdict::Expired
@@ -47,6 +41,13 @@ impl Reference {
         } else {
             Verdict::Store
         }
+    }
+
+    /// Takes out by id, as an operator does; how many were there.
+    pub fn remove(&mut self, ids: &[EventId]) -> u64 {
+        let before = self.stored.len();
+        self.stored.retain(|event| !ids.contains(&event.id));
+        (before - self.stored.len()) as u64
     }
 
     /// Takes out what has expired; how many those were.
@@ -64,36 +65,40 @@ impl Reference {
         events
     }
 
-    /// What the union of `filters` gives: of each its newest `limit`, together newest first, without repeats.
-    pub fn query(&self, filters: &[(Filter, usize)], now: u64) -> Vec<&Event> {
+    /// What the union of `wanted` gives: of each its newest `limit`, together newest first, without repeats.
+    pub fn query(&self, wanted: &[Wanted], now: u64) -> Vec<&Event> {
         let visible = self.visible(now);
-        let newest = |(filter, limit): &(Filter, usize)| {
-            let matching = visible.iter().copied().filter(|event| filter.matches(*event));
-            matching.take(*limit).map(|event| event.id).collect::<Vec<_>>()
-        };
-        let wanted: Vec<_> = filters.iter().flat_map(newest).collect();
-        visible.into_iter().filter(|event| wanted.contains(&event.id)).collect()
+        let mut chosen = Vec::new();
+        for Wanted { filter, limit, whole_seconds } in wanted {
+            let matching: Vec<&Event> = visible.iter().copied().filter(|event| filter.matches(*event)).collect();
+            let (newest, rest) = matching.split_at(matching.len().min(*limit));
+            chosen.extend(newest.iter().map(|event| event.id));
+            if let (true, Some(last)) = (whole_seconds, newest.last()) {
+                let same_second = rest.iter().take(*limit).take_while(|event| event.created_at == last.created_at);
+                chosen.extend(same_second.map(|event| event.id));
+            }
+        }
+        visible.into_iter().filter(|event| chosen.contains(&event.id)).collect()
     }
 
-    /// How many match any of `filters`.
-    pub fn count(&self, filters: &[(Filter, usize)], now: u64) -> u64 {
-        let matches = |event: &&Event| filters.iter().any(|(filter, _)| filter.matches(*event));
-        self.visible(now).into_iter().filter(matches).count() as u64
+    /// All that match any of `wanted`, limits aside, newest first.
+    pub fn matching(&self, wanted: &[Wanted], now: u64) -> Vec<&Event> {
+        let matches = |event: &&Event| wanted.iter().any(|wanted| wanted.filter.matches(*event));
+        self.visible(now).into_iter().filter(matches).collect()
     }
 }
 
-/// Does `old` leave because `new` was stored?
-fn self_deletes(new: &Event, old: &Event, service_url: &str) -> bool {
-    (new.kind == Kind::DELETION || new.kind == Kind::VANISH) && reaches(new, old, service_url)
-}
-
-/// Does a deletion request or a request to vanish reach `event`?
-fn reaches(request: &Event, event: &Event, service_url: &str) -> bool {
+/// Is `request` a deletion request or a request to vanish that reaches `event`? Requests to vanish are bookkeeping and
+/// stay (NIP-62); one that names another relay does not get as far as a store.
+fn reaches(request: &Event, event: &Event) -> bool {
+    if request.kind != Kind::DELETION && request.kind != Kind::VANISH {
+        return false;
+    }
     let by_author = request.pubkey == event.pubkey;
     let by_recipient = event.kind == Kind::GIFT_WRAP && names(event, &request.pubkey);
     if request.kind == Kind::VANISH {
-        let here = tag_values(request, "relay").any(|url| url == "ALL_RELAYS" || url == service_url);
-        return here && event.kind != Kind::VANISH && event.created_at <= request.created_at && (by_author || by_recipient);
+        let covered = event.created_at <= request.created_at && (by_author || by_recipient);
+        return covered && event.kind != Kind::VANISH;
     }
     if event.kind == Kind::DELETION || event.kind == Kind::VANISH {
         return false;

@@ -9,7 +9,7 @@ use sledge::protocol::Event;
 use sledge::relay::Clock;
 use sledge::server::Server;
 use sledge::store::Store;
-use sledge::store::embedded::EmbeddedStore;
+use sledge::store::embedded::{EmbeddedStore, Options};
 use tempfile::TempDir;
 
 use super::Client;
@@ -45,7 +45,7 @@ impl Relay {
     }
 
     async fn run(config: Arc<Config>, dir: TempDir, clock: Arc<AtomicU64>) -> Relay {
-        let store = open_store(dir.path(), &config);
+        let store: Arc<dyn Store> = Arc::new(open_store(dir.path()));
         let server = Server::start(Arc::clone(&config), store, Clock::manual(Arc::clone(&clock)));
         let server = soon("the relay to start", server).await.expect("a free port on loopback");
         Relay { server, clock, config, dir }
@@ -103,9 +103,10 @@ impl Stopped {
     }
 }
 
-/// Opens the embedded store in `dir`, with the settings that `serve` would use.
-pub fn open_store(dir: &Path, config: &Config) -> Arc<dyn Store> {
-    Arc::new(EmbeddedStore::open(dir, config).expect("the directory is ours alone"))
+/// Opens the embedded store in `dir`, with runs so short that small tests merge too.
+pub fn open_store(dir: &Path) -> EmbeddedStore {
+    let options = Options { run_entries_max: 500, cache_bytes: 4 << 20, ..Options::default() };
+    EmbeddedStore::open(dir, &options).expect("the directory is ours alone")
 }
 
 /// Whether any file below `dir` holds the bytes of `needle`.
