@@ -311,10 +311,11 @@ mod tests {
         let batch = [old_profile, secret.clone(), foreign, delete, new_profile];
         let verdicts = store.apply(&batch, 15).unwrap().verdicts;
         assert_eq!(verdicts, [Verdict::Store; 5]);
-        assert_eq!(store.apply(&[secret], 15).unwrap().verdicts, [Verdict::Deleted]);
+        assert_eq!(store.apply(std::slice::from_ref(&secret), 15).unwrap().verdicts, [Verdict::Deleted]);
         assert_eq!(store.sweep_expired(19, 10).unwrap(), 0);
         assert_eq!(store.sweep_expired(20, 10).unwrap(), 1);
         assert_eq!(contents(&store), ["new profile", "deletion"]);
+        assert_eq!(crate::store::verify::verify(&store, &|_, _| {}).unwrap().problems, [] as [&str; 0]);
         assert!(memchr::memmem::find(&raw_log(&store), b"a secret").is_none());
         let before = (all(&store), store.stats().events, store.stats().dead_bytes);
         let generation = store.shared.generation.clone();
@@ -325,6 +326,12 @@ mod tests {
             assert_eq!((all(&store), store.stats().events, store.stats().dead_bytes), before);
             store.close(Instant::now() + Duration::from_secs(60)).unwrap();
         }
+        let report = crate::store::compact::compact(folder.path(), &Options::default()).unwrap();
+        assert_eq!((report.events, report.bytes_before - report.bytes_after), (before.1, before.2));
+        let store = EmbeddedStore::open(folder.path(), &Options::default()).unwrap();
+        assert_eq!((all(&store), store.stats().events, store.stats().dead_bytes), (before.0, before.1, 0));
+        assert_eq!(crate::store::verify::verify(&store, &|_, _| {}).unwrap().problems, [] as [&str; 0]);
+        assert_eq!(store.apply(&[secret], 15).unwrap().verdicts, [Verdict::Deleted]);
     }
 
     /// A version that was replaced stays replaced when the one that replaced it was deleted and erased (rebuild).

@@ -199,6 +199,16 @@ impl Log {
         Ok((record, len as u32))
     }
 
+    /// The bytes of a sound record of known length, as they lie in the file.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] when it is not sound.
+    pub fn read_raw(&self, offset: u64, len: u32, buffer: &mut Vec<u8>) -> Result<(), StoreError> {
+        let (_, read_len) = self.read(offset, len as usize, buffer)?;
+        buffer.truncate(len as usize);
+        if read_len == len && buffer.len() == len as usize { Ok(()) } else { Err(self.damaged(offset)) }
+    }
+
     /// Reads from `start` to the end, record by record; damage is stepped over and told.
     pub fn reader(&self, start: u64) -> LogReader<'_> {
         LogReader { log: self, next: start, end: self.end(), buffer: Vec::new(), buffer_start: start }

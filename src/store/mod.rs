@@ -3,6 +3,7 @@
 //! Calls block: they belong on the writer thread and the query threads, never on an async worker.
 
 mod batch;
+pub mod compact;
 pub mod dir;
 pub mod embedded;
 pub mod index;
@@ -13,6 +14,7 @@ pub mod plan;
 pub mod record;
 mod scan;
 pub mod schema;
+pub mod verify;
 
 use std::time::Instant;
 

@@ -221,6 +221,16 @@ pub fn id_half(key: &Key) -> Option<[u8; 16]> {
     key.as_slice().get(1..17)?.try_into().ok()
 }
 
+/// All keys: from, to.
+pub fn everything() -> (Key, Key) {
+    range(&[])
+}
+
+/// Whether a key is that of a counter.
+pub fn is_counter(key: &Key) -> bool {
+    key.first() == Some(&COUNTER)
+}
+
 /// What is counted along with the index, in the same run as the entries it counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Counter {
