@@ -18,6 +18,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::protocol::EventId;
+
 use super::StoreError;
 use super::record::{self, ALIGN, FRAME_LEN, NotARecord, PAYLOAD_BYTES_MAX, Record};
 
@@ -39,6 +41,17 @@ pub struct Log {
     id: [u8; 16],
     end: AtomicU64,
     poison: Mutex<Option<String>>,
+}
+
+/// A record to overwrite.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Erasure {
+    /// The event in it.
+    pub id: EventId,
+    /// Where it begins.
+    pub offset: u64,
+    /// Its whole length.
+    pub len: u32,
 }
 
 /// What a sequential reader meets.
@@ -68,7 +81,8 @@ impl Log {
     /// # Errors
     /// When the file cannot be written.
     pub fn create(path: &Path, id: [u8; 16]) -> Result<Self, StoreError> {
-        let file = OpenOptions::new().read(true).write(true).create_new(true).open(path).map_err(io_at("create", path))?;
+        let file =
+            OpenOptions::new().read(true).write(true).create_new(true).open(path).map_err(io_at("create", path))?;
         let mut header = Vec::with_capacity(HEADER_LEN as usize);
         header.extend_from_slice(MAGIC);
         header.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
@@ -133,14 +147,14 @@ impl Log {
         Ok(start)
     }
 
-    /// Overwrites records, given by offset and whole length, with erased ones, and waits for the disk.
+    /// Overwrites events' records with erased ones, and waits for the disk.
     ///
     /// # Errors
     /// When the disk fails; the log then takes no more writes.
-    pub fn erase(&self, records: &[(u64, u32)]) -> Result<(), StoreError> {
+    pub fn erase(&self, records: &[Erasure]) -> Result<(), StoreError> {
         self.check_writable()?;
-        for &(offset, len) in records {
-            let written = self.file.write_all_at(&record::erased(len as usize), offset);
+        for Erasure { id, offset, len } in records {
+            let written = self.file.write_all_at(&record::erased(id, *len as usize), *offset);
             written.map_err(|error| self.poison(&error))?;
         }
         self.sync()
@@ -161,7 +175,12 @@ impl Log {
     ///
     /// # Errors
     /// [`StoreError::Damaged`] when there is no sound record.
-    pub fn read<'b>(&self, offset: u64, guess: usize, buffer: &'b mut Vec<u8>) -> Result<(Record<'b>, u32), StoreError> {
+    pub fn read<'b>(
+        &self,
+        offset: u64,
+        guess: usize,
+        buffer: &'b mut Vec<u8>,
+    ) -> Result<(Record<'b>, u32), StoreError> {
         let mut want = guess.max(FRAME_LEN);
         let mut retries = 0;
         loop {
@@ -178,6 +197,16 @@ impl Log {
         }
         let (record, len) = record::decode(buffer).map_err(|_| self.damaged(offset))?;
         Ok((record, len as u32))
+    }
+
+    /// The bytes of a sound record of known length, as they lie in the file.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] when it is not sound.
+    pub fn read_raw(&self, offset: u64, len: u32, buffer: &mut Vec<u8>) -> Result<(), StoreError> {
+        let (_, read_len) = self.read(offset, len as usize, buffer)?;
+        buffer.truncate(len as usize);
+        if read_len == len && buffer.len() == len as usize { Ok(()) } else { Err(self.damaged(offset)) }
     }
 
     /// Reads from `start` to the end, record by record; damage is stepped over and told.
@@ -210,7 +239,9 @@ impl Log {
             return self.poison(&cut_error);
         }
         match error.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => StoreError::DiskFull,
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+                StoreError::DiskFull
+            }
             _ => io_at("append to", &self.path)(error),
         }
     }
@@ -335,7 +366,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder for the test");
         let log = Log::create(&dir.path().join("log"), [7; 16]).expect("new log");
         for _ in 0..count {
-            log.append(&record::erased(64)).expect("append");
+            log.append(&record::erased(&EventId([9; 32]), 64)).expect("append");
         }
         (dir, log)
     }

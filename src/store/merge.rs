@@ -130,8 +130,7 @@ impl Cursor {
         self.from = found.last().filter(|_| full).and_then(|(key, _)| key.successor());
         self.helping = (self.helping * 4).min(LARGEST_HELPING);
         let prefix = self.prefix;
-        let entries: Vec<_> =
-            found.iter().filter_map(|(key, value)| Some((prefix.suffix_of(key)?, *value))).collect();
+        let entries: Vec<_> = found.iter().filter_map(|(key, value)| Some((prefix.suffix_of(key)?, *value))).collect();
         self.entries = entries.into_iter();
         Ok(self.entries.next())
     }

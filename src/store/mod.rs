@@ -2,6 +2,20 @@
 //!
 //! Calls block: they belong on the writer thread and the query threads, never on an async worker.
 
+mod batch;
+pub mod compact;
+pub mod dir;
+pub mod embedded;
+pub mod index;
+pub mod log;
+pub mod merge;
+pub mod open;
+pub mod plan;
+pub mod record;
+mod scan;
+pub mod schema;
+pub mod verify;
+
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -150,6 +164,12 @@ pub enum StoreError {
     Damaged(String),
 }
 
+impl From<index::IndexError> for StoreError {
+    fn from(error: index::IndexError) -> Self {
+        StoreError::Damaged(format!("the index: {error}; a restart rebuilds it from the event log"))
+    }
+}
+
 /// What keeps events. The embedded store and Postgres answer alike: one conformance suite runs against both.
 pub trait Store: Send + Sync {
     /// Judges and stores a batch, durably, in order: a later event sees the earlier ones. One caller at a time.
@@ -184,6 +204,9 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// When the index cannot be read.
     fn scan(&self, query: Query) -> Result<Box<dyn Scan>, StoreError>;
+
+    /// The point behind everything that is stored now.
+    fn position(&self) -> Position;
 
     /// Figures for `status` and logs.
     fn stats(&self) -> StoreStats;

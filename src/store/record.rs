@@ -24,7 +24,8 @@
 //!         88  length     4  its whole length
 //!         92  why        1  see `Removal`
 //!         93  keys          the index keys to take out: length 1, bytes; the removed record may be erased by then
-//! erased  16  zeros         what was here is gone for good
+//! erased  16  id        32  of the event that was here: what it replaced must stay replaced
+//!         48  zeros         the rest is gone for good
 //! ```
 
 use crate::protocol::event::{Canonical, Fields, TagSpan, unescape};
@@ -32,7 +33,7 @@ use crate::protocol::supersede::{Address, Version};
 use crate::protocol::{Event, EventId, Kind, PublicKey, TagLetter, Verified};
 
 use super::Removal;
-use super::index::Key;
+use super::index::{KEY_BYTES_MAX, Key};
 
 /// Every record begins at a multiple of this.
 pub const ALIGN: usize = 8;
@@ -59,8 +60,8 @@ pub enum Record<'a> {
     Put(StoredEvent<'a>),
     /// The end of an event.
     Remove(Removed<'a>),
-    /// An event whose bytes were overwritten.
-    Erased,
+    /// The id of an event whose bytes were overwritten.
+    Erased(EventId),
 }
 
 /// A stored event: the fields that filters need, and its JSON.
@@ -153,10 +154,11 @@ pub fn push_remove<'k>(out: &mut Vec<u8>, removed: &Removed<'_>, keys: impl Iter
     finish(out, start, REMOVE);
 }
 
-/// The bytes that stand in place of an erased record of this whole length.
-pub fn erased(len: usize) -> Vec<u8> {
+/// The bytes that stand in place of an erased event's record of this whole length.
+pub fn erased(id: &EventId, len: usize) -> Vec<u8> {
     let mut out = Vec::with_capacity(len);
     let start = begin(&mut out);
+    out.extend_from_slice(&id.0);
     out.resize(len, 0);
     finish(&mut out, start, ERASED);
     out
@@ -181,7 +183,7 @@ pub fn decode(bytes: &[u8]) -> Result<(Record<'_>, usize), NotARecord> {
     let record = match frame[12] {
         PUT => decode_put(payload).map(Record::Put),
         REMOVE => decode_remove(payload).map(Record::Remove),
-        ERASED => Some(Record::Erased),
+        ERASED => payload.first_chunk().map(|id| Record::Erased(EventId(*id))),
         _ => None,
     };
     Ok((record.ok_or(NotARecord::Damaged)?, record_len(payload_len)))
@@ -310,7 +312,7 @@ impl<'a> Removed<'a> {
             let (&len, after) = rest.split_first()?;
             let (key, after) = after.split_at_checked(usize::from(len))?;
             rest = after;
-            Key::checked(key)
+            (key.len() <= KEY_BYTES_MAX).then(|| Key::new(key))
         })
     }
 }

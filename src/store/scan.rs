@@ -14,7 +14,7 @@ use super::embedded::Shared;
 use super::merge::{Candidate, Merge};
 use super::plan::{Plan, plan};
 use super::record::Record;
-use super::schema::{self, Place};
+use super::schema::Place;
 use super::{PageBudget, Position, Progress, Query, Row, Scan, StoreError, Wanted};
 
 /// The clock is looked at once in this many candidates.
@@ -126,7 +126,8 @@ impl EmbeddedScan {
     fn take_next(&mut self) -> Option<Match> {
         let heads = self.streams.iter().enumerate();
         let heads = heads.filter(|(_, stream)| stream.state == State::Running);
-        let (first, _) = heads.filter_map(|(i, stream)| Some((i, stream.ready.front()?.order()))).min_by_key(|(_, o)| *o)?;
+        let (first, _) =
+            heads.filter_map(|(i, stream)| Some((i, stream.ready.front()?.order()))).min_by_key(|(_, o)| *o)?;
         let taken = self.streams[first].take()?;
         for stream in &mut self.streams[first + 1..] {
             if stream.state == State::Running && stream.ready.front().is_some_and(|head| head.offset == taken.offset) {

@@ -2,21 +2,22 @@
 //!
 //! One ordered key space; the first byte is the tree. Integers are big-endian and `created_at` is inverted, so a
 //! forward scan runs newest first with ties by id, the order that NIP-01 asks for. Keys end in the record's place in
-//! the log, so no two events share one. Long terms are cut or hashed: a key narrows down, the record decides.
+//! the log, so no two events share one. Long terms are cut or hashed: a key narrows down, the record decides. Look-ups
+//! by id take its second half, since ids with proof of work (NIP-13) begin alike.
 //!
 //! ```text
 //! at        log offset / 8                                                          5 bytes
 //! class     record length: at most 512 << class                                     1
 //! suffix    !created_at 8 · id[0..4] · at 5                                         17
 //!
-//! BY_ID     01 · id[0..16]                                         → at 5 · class 1
+//! BY_ID     01 · id[16..32]                                        → at 5 · class 1
 //! TIME      02 · suffix                                            → class 1 · kind 2
 //! AUTHOR    03 · pubkey[0..8] · suffix                             → class 1 · kind 2
 //! AUTHOR_KIND 04 · pubkey[0..8] · kind 2 · suffix                  → class 1 · kind 2
 //! KIND      05 · kind 2 · suffix                                   → class 1 · kind 2
 //! TAG       06 · letter 1 · sha256(value)[0..8] · suffix           → class 1 · kind 2
 //! ADDRESS   07 · sha256(kind 2 · pubkey 32 · d)[0..16]             → at 5 · class 1
-//! DELETED_ID      08 · id[0..16] · requester[0..8] · at 5          →            (at: the request's record)
+//! DELETED_ID      08 · id[16..32] · requester[0..8] · at 5          →            (at: the request's record)
 //! DELETED_ADDRESS 09 · address hash 16 · !created_at 8 · at 5      →            (of the request)
 //! VANISHED  0a · pubkey[0..16] · !created_at 8 · at 5              →            (of the request)
 //! EXPIRES   0b · expiration 8 · at 5                               → class 1
@@ -153,7 +154,7 @@ pub fn place_and_kind(suffix: &Suffix, value: &Value) -> Option<(Place, Kind)> {
 
 /// Key of an event by its id.
 pub fn by_id(id: &EventId) -> Key {
-    key(&[&[BY_ID], &id.0[..16]])
+    key(&[&[BY_ID], &id.0[16..]])
 }
 
 /// Key of the current version at an address.
@@ -170,7 +171,7 @@ pub fn place(value: &Value) -> Option<Place> {
 
 /// Keys of the requests by `requester` to delete `id`: from, to.
 pub fn deleted_id_range(id: &EventId, requester: &PublicKey) -> (Key, Key) {
-    range(&[&[DELETED_ID], &id.0[..16], &requester.0[..8]])
+    range(&[&[DELETED_ID], &id.0[16..], &requester.0[..8]])
 }
 
 /// Keys of the requests to delete an address, the latest first: from, to.
@@ -205,19 +206,29 @@ pub fn expired_place(key: &Key, value: &Value) -> Option<Place> {
     Some(Place { offset: offset_from(key.as_slice().get(9..14)?), class })
 }
 
-/// All keys of the tree by id, whose bytes 1 to 16 are the id's first half: from, to.
+/// All keys of the tree by id: from, to.
 pub fn all_ids() -> (Key, Key) {
     range(&[&[BY_ID]])
 }
 
-/// All keys of requests to delete an id, laid out as those of [`all_ids`]: from, to.
+/// All keys of requests to delete an id: from, to.
 pub fn all_deleted_ids() -> (Key, Key) {
     range(&[&[DELETED_ID]])
 }
 
-/// The first half of the id in a key of [`all_ids`] or [`all_deleted_ids`].
+/// The second half of the id in a key of [`all_ids`] or [`all_deleted_ids`].
 pub fn id_half(key: &Key) -> Option<[u8; 16]> {
     key.as_slice().get(1..17)?.try_into().ok()
+}
+
+/// All keys: from, to.
+pub fn everything() -> (Key, Key) {
+    range(&[])
+}
+
+/// Whether a key is that of a counter.
+pub fn is_counter(key: &Key) -> bool {
+    key.first() == Some(&COUNTER)
 }
 
 /// What is counted along with the index, in the same run as the entries it counts.
@@ -227,6 +238,15 @@ pub enum Counter {
     Events = 1,
     /// Bytes of the log that compaction would free.
     DeadBytes = 2,
+    /// The log offset up to which the other two have counted. Behind a crash it may lie before or after the offset
+    /// that the index is known to reach, and replay must not count twice.
+    CountedUpTo = 3,
+}
+
+/// All counters, as they stand at `log_end`.
+pub fn counters(events: u64, dead_bytes: u64, log_end: u64) -> [Change; 3] {
+    let all = [(Counter::Events, events), (Counter::DeadBytes, dead_bytes), (Counter::CountedUpTo, log_end)];
+    all.map(|(which, number)| (counter(which), Some(counter_value(number))))
 }
 
 /// Key of a counter.
@@ -234,8 +254,7 @@ pub fn counter(which: Counter) -> Key {
     key(&[&[COUNTER, which as u8]])
 }
 
-/// Value of a counter.
-pub fn counter_value(number: u64) -> Value {
+fn counter_value(number: u64) -> Value {
     Value::new(&number.to_be_bytes()[1..])
 }
 
@@ -290,7 +309,7 @@ fn tombstones(request: &StoredEvent<'_>, at: Place) -> Vec<Key> {
 fn tombstone(request: &StoredEvent<'_>, at: Place, target: &Target) -> Key {
     let at = offset_bytes(at.offset);
     match target {
-        Target::Event(id) => key(&[&[DELETED_ID], &id.0[..16], &request.pubkey.0[..8], &at]),
+        Target::Event(id) => key(&[&[DELETED_ID], &id.0[16..], &request.pubkey.0[..8], &at]),
         Target::Address(address) => {
             let until = (!request.created_at).to_be_bytes();
             key(&[&[DELETED_ADDRESS], &address_hash(address), &until, &at])
@@ -346,4 +365,18 @@ fn range(prefix: &[&[u8]]) -> (Key, Key) {
     let mut to = from.as_slice().to_vec();
     to.resize(KEY_BYTES_MAX, 0xff);
     (from, Key::new(&to))
+}
+
+/// Whether a key's value says where the one event lies that it stands for: by id, by address.
+pub fn holds_a_place(key: &Key) -> bool {
+    matches!(key.first(), Some(&BY_ID | &ADDRESS))
+}
+
+/// The ids that a deletion request names: the filter on ids has to know them.
+pub fn named_ids(event: &StoredEvent<'_>) -> impl Iterator<Item = EventId> {
+    let tags = event.indexed_tags().filter(|_| event.kind == Kind::DELETION);
+    tags.filter_map(|(letter, value)| match deletion_target(&event.pubkey, letter, &value)? {
+        Target::Event(id) => Some(id),
+        Target::Address(_) => None,
+    })
 }
