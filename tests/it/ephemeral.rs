@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::support::relay::holds;
+use crate::support::stores::holds;
 use crate::support::{Binary, Keys, NOW, Relay, ids};
 
 /// Delivered live in order with stored events, and then gone: not in REQ, COUNT or on the disk.

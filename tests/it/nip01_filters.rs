@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use sledge::protocol::Event;
 
-use crate::support::relay::in_order;
+use crate::support::stores::in_order;
 use crate::support::{Client, Keys, NOW, Relay, ids};
 
 /// Ten notes, two a second, from two authors.

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::support::paths::History;
-use crate::support::relay::holds;
+use crate::support::stores::holds;
 use crate::support::{Keys, NOW, Relay, ids};
 
 const DELETED: &str = "blocked: deleted";

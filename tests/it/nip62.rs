@@ -1,7 +1,8 @@
 //! NIP-62, requests to vanish: the key's events leave, bytes included, and stay out.
 
 use crate::support::paths::History;
-use crate::support::relay::{SERVICE_URL, holds};
+use crate::support::relay::SERVICE_URL;
+use crate::support::stores::holds;
 use crate::support::{Keys, NOW, Relay, ids};
 use serde_json::json;
 use sledge::protocol::Event;

@@ -3,7 +3,7 @@
 use serde_json::json;
 use sledge::protocol::Event;
 
-use crate::support::relay::in_order;
+use crate::support::stores::in_order;
 use crate::support::{Client, Keys, NOW, Relay, ids};
 
 /// `per_second` notes in each of `seconds` seconds.

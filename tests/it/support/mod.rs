@@ -3,13 +3,13 @@
 pub mod binary;
 pub mod client;
 pub mod paths;
-pub mod reading;
 pub mod reference;
 pub mod relay;
 pub mod signer;
+pub mod stores;
 
 pub use binary::Binary;
 pub use client::Client;
 pub use reference::Reference;
-pub use relay::{NOW, Relay};
-pub use signer::{Draft, Keys, ids, json_of, verified};
+pub use relay::Relay;
+pub use signer::{Draft, Keys, NOW, ids, json_of, verified};

@@ -4,7 +4,7 @@ use serde_json::json;
 use sledge::protocol::Event;
 
 use super::binary::{Binary, lines};
-use super::relay::in_order;
+use super::stores::in_order;
 use super::{Keys, Relay, ids};
 
 /// Events in the order they are published, and what each must be answered.

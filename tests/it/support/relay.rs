@@ -5,19 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use sledge::config::Config;
-use sledge::protocol::Event;
 use sledge::relay::Clock;
 use sledge::server::Server;
 use sledge::store::Store;
-use sledge::store::embedded::{EmbeddedStore, Options};
 use tempfile::TempDir;
 
-use super::Client;
+use super::{Client, NOW};
 use super::client::soon;
-
-/// What every test's clock shows at the start. In the past of the real clock, so that events of the tests can also
-/// pass through the binary.
-pub const NOW: u64 = 1_700_000_000;
+use super::stores::{holds, open_store};
 
 /// Under which URL the relays of these tests are known.
 pub const SERVICE_URL: &str = "wss://relay.example.com/";
@@ -101,29 +96,4 @@ impl Stopped {
     pub fn holds(&self, needle: &str) -> bool {
         holds(self.dir(), needle)
     }
-}
-
-/// Opens the embedded store in `dir`, with runs so short that small tests merge too.
-pub fn open_store(dir: &Path) -> EmbeddedStore {
-    let options = Options { run_entries_max: 500, cache_bytes: 4 << 20, ..Options::default() };
-    EmbeddedStore::open(dir, &options).expect("the directory is ours alone")
-}
-
-/// Whether any file below `dir` holds the bytes of `needle`.
-pub fn holds(dir: &Path, needle: &str) -> bool {
-    std::fs::read_dir(dir).expect("a directory").any(|entry| {
-        let path = entry.expect("a readable directory").path();
-        if path.is_dir() {
-            return holds(&path, needle);
-        }
-        let bytes = std::fs::read(&path).expect("a readable file");
-        memchr::memmem::find(&bytes, needle.as_bytes()).is_some()
-    })
-}
-
-/// Ids in the order in which a REQ gives them: newest first, then the lowest id.
-pub fn in_order<'e>(events: impl IntoIterator<Item = &'e Event>) -> Vec<String> {
-    let mut events: Vec<&Event> = events.into_iter().collect();
-    events.sort_by(|a, b| b.created_at.cmp(&a.created_at).then(a.id.cmp(&b.id)));
-    super::ids(events)
 }

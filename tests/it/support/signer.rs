@@ -5,7 +5,12 @@ use sha2::{Digest, Sha256};
 use sledge::protocol::verify::event_id;
 use sledge::protocol::{Event, EventId, Kind, PublicKey, Signature, Tags, Verified};
 
+/// What every test's clock shows at the start. In the past of the real clock, so that events of the tests can also
+/// pass through the binary.
+pub const NOW: u64 = 1_700_000_000;
+
 /// A key pair that follows from a number.
+#[derive(Clone)]
 pub struct Keys {
     pair: Keypair,
 }
@@ -25,8 +30,8 @@ impl Keys {
     }
 
     /// An unsigned event of `kind` in second `created_at`.
-    pub fn draft(&self, kind: u16, created_at: u64) -> Draft<'_> {
-        Draft { keys: self, kind, created_at, tags: Vec::new(), content: String::new() }
+    pub fn draft(&self, kind: u16, created_at: u64) -> Draft {
+        Draft { keys: self.clone(), kind, created_at, tags: Vec::new(), content: String::new() }
     }
 
     /// A signed text note.
@@ -60,15 +65,15 @@ impl Keys {
 }
 
 /// An event on its way to a signature.
-pub struct Draft<'k> {
-    keys: &'k Keys,
+pub struct Draft {
+    keys: Keys,
     kind: u16,
     created_at: u64,
     tags: Vec<Vec<String>>,
     content: String,
 }
 
-impl Draft<'_> {
+impl Draft {
     pub fn tag<T: Into<String>>(mut self, items: impl IntoIterator<Item = T>) -> Self {
         self.tags.push(items.into_iter().map(Into::into).collect());
         self

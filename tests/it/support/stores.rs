@@ -1,9 +1,58 @@
-//! Reading stores to the end, page by page.
+//! Stores without a relay: opening them, reading them to the end page by page, looking at their bytes.
 
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use sledge::protocol::{Event, Filter};
+use sledge::store::embedded::{EmbeddedStore, Options};
 use sledge::store::{PageBudget, Progress, Query, Row, Store, Wanted};
+
+/// Runs so short that small tests merge too.
+pub fn options() -> Options {
+    Options { run_entries_max: 500, cache_bytes: 4 << 20, ..Options::default() }
+}
+
+/// Opens the embedded store in `dir`.
+pub fn open_store(dir: &Path) -> EmbeddedStore {
+    EmbeddedStore::open(dir, &options()).expect("the directory is ours alone")
+}
+
+/// Deletes all in a data directory but the event logs and what says which of them is current.
+pub fn remove_indexes(dir: &Path) {
+    for generation in generations(dir) {
+        std::fs::remove_dir_all(generation.join("index")).expect("an index");
+        for name in ["index.meta", "index.bloom"] {
+            // Neither is there before the first merge.
+            let _ = std::fs::remove_file(generation.join(name));
+        }
+    }
+}
+
+/// The folders of a data directory that hold an event log.
+pub fn generations(dir: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(dir).expect("a data directory");
+    let paths = entries.map(|entry| entry.expect("a readable directory").path());
+    paths.filter(|path| path.join("events.log").exists()).collect()
+}
+
+/// Whether any file below `dir` holds the bytes of `needle`.
+pub fn holds(dir: &Path, needle: &str) -> bool {
+    std::fs::read_dir(dir).expect("a directory").any(|entry| {
+        let path = entry.expect("a readable directory").path();
+        if path.is_dir() {
+            return holds(&path, needle);
+        }
+        let bytes = std::fs::read(&path).expect("a readable file");
+        memchr::memmem::find(&bytes, needle.as_bytes()).is_some()
+    })
+}
+
+/// Ids in the order in which a REQ gives them: newest first, then the lowest id.
+pub fn in_order<'e>(events: impl IntoIterator<Item = &'e Event>) -> Vec<String> {
+    let mut events: Vec<&Event> = events.into_iter().collect();
+    events.sort_by(|a, b| b.created_at.cmp(&a.created_at).then(a.id.cmp(&b.id)));
+    super::ids(events)
+}
 
 /// All that a filter matches, without a limit.
 pub fn all(filter: Filter) -> Wanted {
