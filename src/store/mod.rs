@@ -2,6 +2,8 @@
 //!
 //! Calls block: they belong on the writer thread and the query threads, never on an async worker.
 
+pub mod memory;
+
 use std::time::Instant;
 
 use bytes::Bytes;
