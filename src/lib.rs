@@ -3,4 +3,5 @@ pub mod cli;
 pub mod config;
 pub mod error;
 pub mod protocol;
+pub mod relay;
 pub mod store;
