@@ -234,10 +234,6 @@ impl Store for EmbeddedStore {
         Ok(Box::new(EmbeddedScan::new(Arc::clone(&self.shared), query)))
     }
 
-    fn position(&self) -> Position {
-        Position(self.shared.log.end())
-    }
-
     fn stats(&self) -> StoreStats {
         let state = self.writer();
         StoreStats {

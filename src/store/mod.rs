@@ -8,6 +8,7 @@ pub mod dir;
 pub mod embedded;
 pub mod index;
 pub mod log;
+pub mod memory;
 pub mod merge;
 pub mod open;
 pub mod plan;
@@ -174,7 +175,8 @@ impl From<index::IndexError> for StoreError {
 pub trait Store: Send + Sync {
     /// Judges and stores a batch, durably, in order: a later event sees the earlier ones. One caller at a time.
     ///
-    /// Returns only after what was stored survives a power cut. Ephemeral events must not be passed.
+    /// Returns only after what was stored survives a power cut. Ephemeral events must not be passed. An empty batch
+    /// stores nothing and tells the present end.
     ///
     /// # Errors
     /// Nothing of the batch is stored or visible then.
@@ -204,9 +206,6 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// When the index cannot be read.
     fn scan(&self, query: Query) -> Result<Box<dyn Scan>, StoreError>;
-
-    /// The point behind everything that is stored now.
-    fn position(&self) -> Position;
 
     /// Figures for `status` and logs.
     fn stats(&self) -> StoreStats;
