@@ -7,7 +7,6 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use proptest::prelude::*;
 use sledge::protocol::Event;
 use sledge::protocol::supersede::Verdict;
 use sledge::store::{Progress, Store};

@@ -15,7 +15,7 @@ use sledge::store::{Progress, Removal, Store, Wanted};
 use tempfile::TempDir;
 
 use crate::support::stores::{assert_rows, count, query, read};
-use crate::support::stores::{open_store, options, remove_indexes};
+use crate::support::stores::{once_free, open_store, options, remove_indexes};
 use crate::support::{Keys, NOW, Reference, verified};
 
 const AUTHORS: u64 = 3;
@@ -216,7 +216,7 @@ impl Both {
             Step::Reopen => self.reopen_after(|_| {}),
             Step::Rebuild => self.reopen_after(remove_indexes),
             Step::Compact => self.reopen_after(|dir| {
-                compact(dir, &options()).unwrap();
+                once_free(|| compact(dir, &options()));
             }),
         }
     }

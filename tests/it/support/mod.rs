@@ -12,4 +12,4 @@ pub use binary::Binary;
 pub use client::Client;
 pub use reference::Reference;
 pub use relay::Relay;
-pub use signer::{Draft, Keys, NOW, ids, json_of, verified};
+pub use signer::{Keys, NOW, ids, json_of, verified};

@@ -1,11 +1,14 @@
 //! Stores without a relay: opening them, reading them to the end page by page, looking at their bytes.
 
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use sledge::protocol::{Event, Filter};
 use sledge::store::embedded::{EmbeddedStore, Options};
-use sledge::store::{PageBudget, Progress, Query, Row, Store, Wanted};
+use sledge::store::{PageBudget, Progress, Query, Row, Store, StoreError, Wanted};
+
+use super::client::PATIENCE;
 
 /// Runs so short that small tests merge too.
 pub fn options() -> Options {
@@ -14,7 +17,25 @@ pub fn options() -> Options {
 
 /// Opens the embedded store in `dir`.
 pub fn open_store(dir: &Path) -> EmbeddedStore {
-    EmbeddedStore::open(dir, &options()).expect("the directory is ours alone")
+    once_free(|| EmbeddedStore::open(dir, &options()))
+}
+
+/// Does something that takes a data directory which was just closed. Its locks may outlive that for a moment: a child
+/// process that another test starts inherits them until it becomes another program.
+pub fn once_free<T>(work: impl Fn() -> Result<T, StoreError>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match work() {
+            Ok(done) => return done,
+            Err(error) if Instant::now() < deadline && is_taken(&error) => thread::yield_now(),
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+fn is_taken(error: &StoreError) -> bool {
+    // sled has a lock of its own, and reports it as the system does.
+    matches!(error, StoreError::InUse(_)) || error.to_string().contains("Resource temporarily unavailable")
 }
 
 /// Deletes all in a data directory but the event logs and what says which of them is current.
