@@ -147,6 +147,18 @@ impl Log {
         Ok(start)
     }
 
+    /// Appends whole records to a log that nobody relies on yet; [`Log::sync`] makes them durable.
+    ///
+    /// # Errors
+    /// As [`Log::append`].
+    pub fn append_unsynced(&self, records: &[u8]) -> Result<(), StoreError> {
+        self.check_writable()?;
+        let start = self.end();
+        self.file.write_all_at(records, start).map_err(|error| self.undo_append(start, error))?;
+        self.end.store(start + records.len() as u64, Ordering::Release);
+        Ok(())
+    }
+
     /// Overwrites events' records with erased ones, and waits for the disk.
     ///
     /// # Errors
@@ -211,7 +223,12 @@ impl Log {
 
     /// Reads from `start` to the end, record by record; damage is stepped over and told.
     pub fn reader(&self, start: u64) -> LogReader<'_> {
-        LogReader { log: self, next: start, end: self.end(), buffer: Vec::new(), buffer_start: start }
+        self.reader_until(start, self.end())
+    }
+
+    /// As [`Log::reader`], up to an earlier end.
+    pub fn reader_until(&self, start: u64, end: u64) -> LogReader<'_> {
+        LogReader { log: self, next: start, end, buffer: Vec::new(), buffer_start: start }
     }
 
     /// Up to `want` bytes at `offset`; fewer at the end of the file.
@@ -230,7 +247,11 @@ impl Log {
         Ok(())
     }
 
-    fn sync(&self) -> Result<(), StoreError> {
+    /// Waits until what was written is on the disk.
+    ///
+    /// # Errors
+    /// When the disk fails; the log then takes no more writes.
+    pub fn sync(&self) -> Result<(), StoreError> {
         self.file.sync_data().map_err(|error| self.poison(&error))
     }
 

@@ -6,12 +6,13 @@
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use crate::protocol::EventId;
 
 use super::StoreError;
 use super::dir::{DataDir, Generation, sync_dir, write_atomically};
-use super::embedded::{Options, Shared, WriterState};
+use super::embedded::{Files, Options, WriterState};
 use super::index::bloom::Bloom;
 use super::index::buffer::BufferedIndex;
 use super::index::sled::SledIndex;
@@ -41,7 +42,7 @@ pub struct Report {
 }
 
 pub(super) struct Opened {
-    pub(super) shared: Shared,
+    pub(super) files: Files,
     pub(super) state: WriterState,
     pub(super) report: Report,
 }
@@ -56,10 +57,10 @@ struct IndexMeta {
 }
 
 /// Opens the current generation.
-pub(super) fn open(dir: DataDir, options: &Options) -> Result<Opened, StoreError> {
+pub(super) fn open(dir: &DataDir, options: &Options) -> Result<Opened, StoreError> {
     let generation = match dir.current()? {
         Some(generation) => generation,
-        None => first_generation(&dir)?,
+        None => first_generation(dir)?,
     };
     dir.remove_other_generations(&generation)?;
     let log = Log::open(&generation.log())?;
@@ -83,7 +84,20 @@ pub(super) fn open(dir: DataDir, options: &Options) -> Result<Opened, StoreError
     }
     replay(&log, &index, &bloom, meta.indexed_up_to, options, &mut report)?;
     let state = WriterState::load(&index)?;
-    Ok(Opened { shared: Shared { log, index, bloom, generation, dir }, state, report })
+    Ok(Opened {
+        files: Files { log, index, bloom, generation, base: 0, retired: AtomicBool::new(false) },
+        state,
+        report,
+    })
+}
+
+/// Makes an empty generation beside the current one, with room in its filter for `events`.
+pub(super) fn new_generation(dir: &DataDir, options: &Options, events: u64) -> Result<Files, StoreError> {
+    let generation = dir.new_generation()?;
+    let log = Log::create(&generation.log(), secp256k1::rand::random())?;
+    let bloom = Arc::new(Bloom::with_capacity(events));
+    let index = buffered(open_engine(&generation, options)?, &generation, &log, &bloom, options)?;
+    Ok(Files { log, index, bloom, generation, base: 0, retired: AtomicBool::new(false) })
 }
 
 /// Calls `each` for every key in a range.
@@ -238,7 +252,7 @@ fn finish_erasures(log: &Log, erasures: &[Erasure], report: &mut Report) -> Resu
 }
 
 /// Turns log records back into index changes.
-struct Replay<'i> {
+pub(super) struct Replay<'i> {
     index: &'i BufferedIndex,
     bloom: &'i Bloom,
     changes: Vec<Change>,
@@ -254,7 +268,7 @@ struct Replay<'i> {
 }
 
 impl<'i> Replay<'i> {
-    fn new(index: &'i BufferedIndex, bloom: &'i Bloom, from: u64) -> Result<Self, StoreError> {
+    pub(super) fn new(index: &'i BufferedIndex, bloom: &'i Bloom, from: u64) -> Result<Self, StoreError> {
         let state = WriterState::load(index)?;
         Ok(Replay {
             index,
@@ -268,7 +282,7 @@ impl<'i> Replay<'i> {
         })
     }
 
-    fn take(&mut self, offset: u64, len: u32, record: &Record<'_>) -> Result<(), StoreError> {
+    pub(super) fn take(&mut self, offset: u64, len: u32, record: &Record<'_>) -> Result<(), StoreError> {
         let counts = offset >= self.counted_up_to;
         match record {
             Record::Put(event) => {
@@ -328,7 +342,7 @@ impl<'i> Replay<'i> {
         }
     }
 
-    fn flush(&mut self) -> Result<(), StoreError> {
+    pub(super) fn flush(&mut self) -> Result<(), StoreError> {
         self.counted_up_to = self.counted_up_to.max(self.end);
         self.changes.extend(schema::counters(self.events, self.dead_bytes, self.counted_up_to));
         self.index.apply(&self.changes, self.end)?;
