@@ -4,4 +4,5 @@ pub mod config;
 pub mod error;
 pub mod protocol;
 pub mod relay;
+pub mod server;
 pub mod store;
