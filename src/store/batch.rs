@@ -8,6 +8,7 @@ use crate::protocol::supersede::{
 use crate::protocol::{Event, EventId, Kind, PublicKey, Verified};
 
 use super::embedded::{Files, WriterState};
+use super::fault;
 use super::index::{Change, Key, Value};
 use super::log::Erasure;
 use super::merge::Merge;
@@ -99,6 +100,7 @@ impl<'s> Batch<'s> {
         self.changes.extend(schema::counters(self.events, self.dead_bytes, end));
         let changes: Vec<Change> = self.changes.into_iter().collect();
         self.files.index.apply(&changes, end)?;
+        fault::point("index.applied");
         self.state.events = self.events;
         self.state.dead_bytes = self.dead_bytes;
         for (pubkey, until) in self.vanished {

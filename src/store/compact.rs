@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use super::StoreError;
 use super::embedded::{EmbeddedStore, Files, WriterState};
+use super::fault;
 use super::index::Key;
 use super::log::{Erasure, HEADER_LEN, Step};
 use super::open::{self, Replay};
@@ -107,7 +108,9 @@ impl<'c> Copy<'c> {
 
     /// Runs to the point where the new generation can take over. The writer waits from then on: the guard is with it.
     fn run<'s>(mut self, store: &'s EmbeddedStore) -> Result<super::embedded::WriterGuard<'s>, StoreError> {
+        fault::point("compact.begin");
         self.copy(self.old.log.end(), Self::is_stored)?;
+        fault::point("compact.copied");
         for _ in 0..ROUNDS_MAX {
             let end = self.old.log.end();
             if end - self.done <= REST_BYTES_MAX {
@@ -118,6 +121,7 @@ impl<'c> Copy<'c> {
         self.write_pending()?;
         self.replay.flush()?;
         self.new.index.merge_now(&|| false)?;
+        fault::point("compact.caught_up");
         let (state, _) = store.writer_and_files();
         self.copy(self.old.log.end(), |_, _, _| Ok(true))?;
         self.write_pending()?;
@@ -126,6 +130,7 @@ impl<'c> Copy<'c> {
         if !self.erase.is_empty() {
             self.new.log.erase(&self.erase)?;
         }
+        fault::point("compact.synced");
         Ok(state)
     }
 
@@ -242,6 +247,7 @@ impl EmbeddedStore {
             }
         }
         self.set_files(Arc::new(new));
+        fault::point("compact.switched");
         old.index.close(Instant::now())?;
         old.retired.store(true, Ordering::Relaxed);
         Ok(state.events)

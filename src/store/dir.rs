@@ -14,6 +14,7 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use super::StoreError;
+use super::fault;
 use super::log::io_at;
 
 const LOCK: &str = "LOCK";
@@ -201,7 +202,9 @@ impl Generation {
     /// # Errors
     /// When they cannot be deleted.
     pub fn remove(&self) -> Result<(), StoreError> {
-        remove_dir(&self.path)
+        remove_dir(&self.path)?;
+        fault::point("generation.removed");
+        Ok(())
     }
 
     fn name(&self) -> &str {
@@ -219,7 +222,10 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
         let mut file = File::create(&temporary)?;
         file.write_all(bytes)?;
         file.sync_all()?;
-        fs::rename(&temporary, path)
+        fault::point("file.written");
+        fs::rename(&temporary, path)?;
+        fault::point("file.renamed");
+        Ok(())
     };
     write().map_err(io_at("write", path))?;
     sync_dir(path.parent().unwrap_or(Path::new(".")))

@@ -6,6 +6,7 @@ mod batch;
 pub mod compact;
 pub mod dir;
 pub mod embedded;
+pub mod fault;
 pub mod index;
 pub mod log;
 pub mod memory;

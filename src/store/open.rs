@@ -11,8 +11,9 @@ use std::sync::atomic::AtomicBool;
 use crate::protocol::EventId;
 
 use super::StoreError;
-use super::dir::{DataDir, Generation, sync_dir, write_atomically};
+use super::dir::{DataDir, Generation, write_atomically};
 use super::embedded::{Files, Options, WriterState};
+use super::fault;
 use super::index::bloom::Bloom;
 use super::index::buffer::BufferedIndex;
 use super::index::sled::SledIndex;
@@ -176,9 +177,14 @@ fn buffered(
     let (generation, bloom, log_id) = (generation.clone(), Arc::clone(bloom), log.id());
     let on_merged = move |indexed_up_to: u64| {
         let meta = IndexMeta { schema_version: SCHEMA_VERSION, log_id, indexed_up_to };
-        save_bloom(&generation, &bloom, meta)
-            .and_then(|()| write_checked(&generation.index_meta(), &meta_bytes(meta)))
-            .map_err(|error| std::io::Error::other(error.to_string()))
+        let save = || {
+            save_bloom(&generation, &bloom, meta)?;
+            fault::point("meta.bloom_saved");
+            write_checked(&generation.index_meta(), &meta_bytes(meta))?;
+            fault::point("meta.written");
+            Ok(())
+        };
+        save().map_err(|error: StoreError| std::io::Error::other(error.to_string()))
     };
     Ok(BufferedIndex::new(Arc::new(engine), options.run_entries_max, Box::new(on_merged))?)
 }
@@ -393,8 +399,7 @@ fn save_bloom(generation: &Generation, bloom: &Bloom, meta: IndexMeta) -> Result
 
 fn write_checked(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
     let crc = crc32fast::hash(bytes);
-    write_atomically(path, &[bytes, &crc.to_le_bytes()].concat())?;
-    sync_dir(path.parent().unwrap_or(Path::new(".")))
+    write_atomically(path, &[bytes, &crc.to_le_bytes()].concat())
 }
 
 fn read_checked(path: &Path) -> Option<Vec<u8>> {
