@@ -64,4 +64,5 @@ pub mod config;
 pub mod error;
 pub mod protocol;
 pub mod relay;
+pub mod server;
 pub mod store;

@@ -75,7 +75,7 @@ impl Relay {
     }
 
     /// The settings.
-    pub fn config(&self) -> &Config {
+    pub fn config(&self) -> &Arc<Config> {
         &self.config
     }
 
@@ -94,7 +94,7 @@ impl Relay {
     }
 
     /// Queues the submission in `slot` for the writer; see [`Writer::poll_submit`].
-    pub fn poll_submit(&self, cx: &mut Context<'_>, slot: &mut Option<Submission>) -> Poll<()> {
+    pub fn poll_submit(&self, cx: &mut Context<'_>, slot: &mut Option<Box<Submission>>) -> Poll<()> {
         self.writer.poll_submit(cx, slot)
     }
 

@@ -113,8 +113,8 @@ impl Outbox {
         lock(&self.queue).closed
     }
 
-    /// Moves messages into `batch` until they have `bytes_max` bytes, at least one; `Pending` when there are none.
-    /// [`Taken::Stop`] is reported once.
+    /// Moves messages into `batch` until they have `bytes_max` bytes; `Pending` when there are none. At least one is
+    /// moved, unless `bytes_max` is 0: that only looks for signals. [`Taken::Stop`] is reported once.
     pub fn poll_take(&self, cx: &mut Context<'_>, bytes_max: usize, batch: &mut Vec<Outgoing>) -> Poll<Taken> {
         self.taker.register(cx.waker());
         let mut queue = lock(&self.queue);
@@ -124,7 +124,7 @@ impl Outbox {
         if std::mem::take(&mut queue.stop) {
             return Poll::Ready(Taken::Stop);
         }
-        if queue.messages.is_empty() {
+        if queue.messages.is_empty() || bytes_max == 0 {
             return Poll::Pending;
         }
         let mut bytes = 0;
@@ -186,7 +186,7 @@ pub(crate) mod tests {
         }
         let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
         let mut batch = Vec::new();
-        while outbox.poll_take(&mut Context::from_waker(&waker), 0, &mut batch).is_pending() {
+        while outbox.poll_take(&mut Context::from_waker(&waker), 1, &mut batch).is_pending() {
             std::thread::park();
         }
         batch.pop().expect("something was taken")

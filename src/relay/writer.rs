@@ -53,7 +53,7 @@ struct Shared {
 
 #[derive(Default)]
 struct Queue {
-    submissions: VecDeque<Submission>,
+    submissions: VecDeque<Box<Submission>>,
     bytes: usize,
     /// Who waits for room.
     blocked: Vec<Waker>,
@@ -63,7 +63,7 @@ struct Queue {
 
 /// What the writer does next.
 struct Work {
-    batch: Vec<Submission>,
+    batch: Vec<Box<Submission>>,
     sweep: bool,
 }
 
@@ -107,7 +107,7 @@ impl Writer {
 
     /// Queues the submission in `slot`, leaving it empty. `Pending` while there is no room; the task is woken then.
     /// A stopping relay takes nothing more and answers so.
-    pub fn poll_submit(&self, cx: &mut Context<'_>, slot: &mut Option<Submission>) -> Poll<()> {
+    pub fn poll_submit(&self, cx: &mut Context<'_>, slot: &mut Option<Box<Submission>>) -> Poll<()> {
         let Some(submission) = slot.take() else {
             return Poll::Ready(());
         };
@@ -185,10 +185,10 @@ impl Shared {
 }
 
 impl Queue {
-    fn take(&mut self, events_max: usize) -> Vec<Submission> {
+    fn take(&mut self, events_max: usize) -> Vec<Box<Submission>> {
         let portion = events_max.min(self.submissions.len());
-        let batch: Vec<Submission> = self.submissions.drain(..portion).collect();
-        self.bytes -= batch.iter().map(Submission::bytes).sum::<usize>();
+        let batch: Vec<Box<Submission>> = self.submissions.drain(..portion).collect();
+        self.bytes -= batch.iter().map(|submission| submission.bytes()).sum::<usize>();
         self.blocked.drain(..).for_each(Waker::wake);
         batch
     }
@@ -238,9 +238,10 @@ enum Outcome {
 }
 
 impl Batch {
-    fn new(submissions: Vec<Submission>) -> Batch {
+    fn new(submissions: Vec<Box<Submission>>) -> Batch {
         let mut batch = Batch::default();
-        for Submission { event, reply } in submissions {
+        for submission in submissions {
+            let Submission { event, reply } = *submission;
             let is_ephemeral = event.kind.is_ephemeral();
             batch.order.push((reply, is_ephemeral));
             if is_ephemeral { &mut batch.ephemeral } else { &mut batch.stored }.push(event);
@@ -279,7 +280,7 @@ impl Loop {
         }
     }
 
-    fn write(&mut self, submissions: Vec<Submission>) {
+    fn write(&mut self, submissions: Vec<Box<Submission>>) {
         let now = self.clock.now();
         let batch = Batch::new(submissions);
         let (outcomes, end) = self.store(&batch.stored, now);
@@ -358,7 +359,7 @@ mod tests {
     impl Room {
         fn submit(&self, event: Event) {
             let event = Verified::check(event).unwrap();
-            let mut slot = Some(Submission { event, reply: self.outbox.clone() });
+            let mut slot = Some(Box::new(Submission { event, reply: self.outbox.clone() }));
             let mut cx = Context::from_waker(Waker::noop());
             assert_eq!(self.writer.poll_submit(&mut cx, &mut slot), Poll::Ready(()));
         }

@@ -6,6 +6,7 @@ mod batch;
 pub mod compact;
 pub mod dir;
 pub mod embedded;
+pub mod fault;
 pub mod index;
 pub mod log;
 pub mod memory;
@@ -154,6 +155,14 @@ pub enum StoreError {
     /// The disk has no room for the write; nothing was stored, reading goes on.
     #[error("the disk is full")]
     DiskFull,
+    /// The disk cannot hold what an operation would need for a while.
+    #[error("{needed_bytes} bytes are needed and {free_bytes} are free; make room and try again")]
+    NoRoom {
+        /// Bytes needed.
+        needed_bytes: u64,
+        /// Bytes free.
+        free_bytes: u64,
+    },
     /// A write failed in a way that leaves the disk's state unknown; writing stops until the next start, reading goes on.
     #[error("writing stopped after a disk error ({0}); restart the relay once the disk is well")]
     Poisoned(String),

@@ -70,10 +70,7 @@ impl Bloom {
     #[must_use]
     pub fn with_capacity(ids: u64) -> Bloom {
         let first_layer_ids = ids.clamp(FIRST_LAYER_IDS, FIRST_LAYER_IDS_MAX);
-        Bloom {
-            first_layer_ids,
-            layers: [const { OnceLock::new() }; LAYERS_MAX],
-        }
+        Bloom { first_layer_ids, layers: [const { OnceLock::new() }; LAYERS_MAX] }
     }
 
     /// False: this id was never inserted. True: it was, or one in more than a hundred times it was not.
@@ -93,9 +90,7 @@ impl Bloom {
     /// Ids inserted, without those that were already answered with yes.
     #[must_use]
     pub fn len(&self) -> u64 {
-        self.made()
-            .map(|layer| layer.ids.load(Ordering::Relaxed))
-            .sum()
+        self.made().map(|layer| layer.ids.load(Ordering::Relaxed)).sum()
     }
 
     /// Whether nothing was ever inserted.
@@ -119,12 +114,7 @@ impl Bloom {
         bytes.extend_from_slice(&(self.made().count() as u64).to_le_bytes());
         for layer in self.made() {
             bytes.extend_from_slice(&layer.ids.load(Ordering::Relaxed).to_le_bytes());
-            bytes.extend(
-                layer
-                    .words
-                    .iter()
-                    .flat_map(|word| word.load(Ordering::Relaxed).to_le_bytes()),
-            );
+            bytes.extend(layer.words.iter().flat_map(|word| word.load(Ordering::Relaxed).to_le_bytes()));
         }
         bytes.extend_from_slice(&crc32fast::hash(&bytes).to_le_bytes());
         bytes
@@ -147,14 +137,10 @@ impl Bloom {
 
         let first_layer_ids = next()?;
         let layers = next()?;
-        if !(FIRST_LAYER_IDS..=FIRST_LAYER_IDS_MAX).contains(&first_layer_ids)
-            || layers > LAYERS_MAX as u64
-        {
+        if !(FIRST_LAYER_IDS..=FIRST_LAYER_IDS_MAX).contains(&first_layer_ids) || layers > LAYERS_MAX as u64 {
             return Err(BloomError::Format);
         }
-        let numbers: u64 = (0..layers as usize)
-            .map(|number| 1 + layer_words(first_layer_ids, number))
-            .sum();
+        let numbers: u64 = (0..layers as usize).map(|number| 1 + layer_words(first_layer_ids, number)).sum();
         if body_after_magic.len() as u64 != 8 * (2 + numbers) {
             return Err(BloomError::Format);
         }
@@ -176,11 +162,7 @@ impl Bloom {
 
     /// The last layer stays in use when it is full: less sharp, still right.
     fn layer_with_room(&self) -> &Layer {
-        let number = self
-            .made()
-            .take_while(|layer| layer.is_full())
-            .count()
-            .min(LAYERS_MAX - 1);
+        let number = self.made().take_while(|layer| layer.is_full()).count().min(LAYERS_MAX - 1);
         self.layers[number].get_or_init(|| Layer::new(self.first_layer_ids, number))
     }
 }
@@ -200,9 +182,7 @@ impl Layer {
             ids_max: first_layer_ids << number,
             // ln 2 of the bits an id has is where a Bloom filter is sharpest.
             hashes: bits_per_id(number) * 69 / 100,
-            words: (0..layer_words(first_layer_ids, number))
-                .map(|_| AtomicU64::new(0))
-                .collect(),
+            words: (0..layer_words(first_layer_ids, number)).map(|_| AtomicU64::new(0)).collect(),
         }
     }
 
@@ -212,8 +192,7 @@ impl Layer {
 
     /// Bit positions of an id, by double hashing (Kirsch and Mitzenmacher 2006).
     fn bits(&self, id: &[u8; 32]) -> impl Iterator<Item = (usize, u64)> {
-        let number =
-            |at: usize| u64::from_le_bytes(*id[at..].first_chunk().expect("an id has 32 bytes"));
+        let number = |at: usize| u64::from_le_bytes(*id[at..].first_chunk().expect("an id has 32 bytes"));
         let (start, step) = (number(16), number(24) | 1);
         let bits = self.words.len() as u128 * 64;
         (0..self.hashes).map(move |n| {
@@ -224,8 +203,7 @@ impl Layer {
     }
 
     fn contains(&self, id: &[u8; 32]) -> bool {
-        self.bits(id)
-            .all(|(word, mask)| self.words[word].load(Ordering::Relaxed) & mask != 0)
+        self.bits(id).all(|(word, mask)| self.words[word].load(Ordering::Relaxed) & mask != 0)
     }
 
     fn insert(&self, id: &[u8; 32]) {
@@ -254,9 +232,7 @@ mod tests {
 
     fn false_positives(bloom: &Bloom, asked: u64) -> u64 {
         let start = 1 << 40;
-        (start..start + asked)
-            .filter(|number| bloom.contains(&id(*number)))
-            .count() as u64
+        (start..start + asked).filter(|number| bloom.contains(&id(*number))).count() as u64
     }
 
     /// Three full layers: every id is found, fewer than 1 % of others are.
@@ -282,12 +258,7 @@ mod tests {
         let bloom = Bloom::new();
         (0..FIRST_LAYER_IDS).for_each(|number| bloom.insert(&mined(number)));
         let strangers = (1 << 40)..(1 << 40) + 20_000;
-        assert!(
-            strangers
-                .filter(|number| bloom.contains(&mined(*number)))
-                .count()
-                < 200
-        );
+        assert!(strangers.filter(|number| bloom.contains(&mined(*number))).count() < 200);
     }
 
     /// What was known stays known over saving and loading, and the filter goes on growing.
@@ -296,21 +267,14 @@ mod tests {
         let bloom = Bloom::from_bytes(&filled(70_000).to_bytes()).unwrap();
         (70_000..80_000).for_each(|number| bloom.insert(&id(number)));
         assert!((0..80_000).all(|number| bloom.contains(&id(number))));
-        assert!(
-            Bloom::from_bytes(&Bloom::new().to_bytes())
-                .unwrap()
-                .is_empty()
-        );
+        assert!(Bloom::from_bytes(&Bloom::new().to_bytes()).unwrap().is_empty());
     }
 
     /// Any flipped byte and any cut is noticed.
     #[test]
     fn damaged_bytes_are_refused() {
         let saved = filled(10).to_bytes();
-        for at in (0..saved.len())
-            .step_by(1_009)
-            .chain(saved.len() - 4..saved.len())
-        {
+        for at in (0..saved.len()).step_by(1_009).chain(saved.len() - 4..saved.len()) {
             let mut damaged = saved.clone();
             damaged[at] ^= 0x10;
             assert!(Bloom::from_bytes(&damaged).is_err(), "byte {at}");

@@ -13,9 +13,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::iter::Peekable;
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::{
-    Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
-};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -100,10 +98,7 @@ impl BufferedIndex {
             run_entries_max: run_entries_max.max(1),
             on_merged,
             layers: RwLock::default(),
-            merger: Mutex::new(Merger {
-                running: true,
-                ..Merger::default()
-            }),
+            merger: Mutex::new(Merger { running: true, ..Merger::default() }),
             merger_changed: Condvar::new(),
             merging: Mutex::new(()),
         });
@@ -115,14 +110,8 @@ impl BufferedIndex {
                 merger.merger().running = false;
                 merger.merger_changed.notify_all();
             })
-            .map_err(|source| IndexError::Io {
-                what: "starting the index merge thread",
-                source,
-            })?;
-        Ok(BufferedIndex {
-            shared,
-            thread: Mutex::new(Some(thread)),
-        })
+            .map_err(|source| IndexError::Io { what: "starting the index merge thread", source })?;
+        Ok(BufferedIndex { shared, thread: Mutex::new(Some(thread)) })
     }
 
     /// The value of `key`, the newest one wherever it is.
@@ -148,13 +137,7 @@ impl BufferedIndex {
     ///
     /// # Errors
     /// [`IndexError`] when the engine cannot read; `out` then holds a prefix of the answer.
-    pub fn scan(
-        &self,
-        from: &[u8],
-        to: &[u8],
-        limit: usize,
-        out: &mut Vec<(Key, Value)>,
-    ) -> Result<(), IndexError> {
+    pub fn scan(&self, from: &[u8], to: &[u8], limit: usize, out: &mut Vec<(Key, Value)>) -> Result<(), IndexError> {
         let to = Key::new(to);
         let mut next = Some(Key::new(from));
         let mut wanted = limit;
@@ -209,11 +192,7 @@ impl BufferedIndex {
             if let Some(failure) = &merger.failure {
                 return Err(IndexError::Full(failure.clone()));
             }
-            merger = self
-                .shared
-                .merger_changed
-                .wait(merger)
-                .unwrap_or_else(PoisonError::into_inner);
+            merger = self.shared.merger_changed.wait(merger).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -268,11 +247,7 @@ impl BufferedIndex {
     #[must_use]
     pub fn buffered_entries(&self) -> usize {
         let layers = self.shared.read();
-        layers.active.len()
-            + layers
-                .frozen
-                .as_ref()
-                .map_or(0, |frozen| frozen.entries.len())
+        layers.active.len() + layers.frozen.as_ref().map_or(0, |frozen| frozen.entries.len())
     }
 
     /// Bytes the engine takes on disk.
@@ -291,11 +266,7 @@ impl Drop for BufferedIndex {
 impl Layers {
     /// What the buffer knows of a key: `Some(None)` that it is removed, `None` nothing.
     fn get(&self, key: &Key) -> Option<Option<Value>> {
-        let frozen = || {
-            self.frozen
-                .as_ref()
-                .and_then(|frozen| frozen.entries.get(key))
-        };
+        let frozen = || self.frozen.as_ref().and_then(|frozen| frozen.entries.get(key));
         self.active.get(key).or_else(frozen).copied()
     }
 
@@ -305,10 +276,7 @@ impl Layers {
             return false;
         }
         let entries = std::mem::take(&mut self.active);
-        self.frozen = Some(Arc::new(Frozen {
-            entries,
-            log_end: self.active_log_end,
-        }));
+        self.frozen = Some(Arc::new(Frozen { entries, log_end: self.active_log_end }));
         true
     }
 }
@@ -326,12 +294,7 @@ impl Shared {
         let page = wanted.min(SCAN_PAGE);
         // Top down: what leaves a layer after it was read is found again below.
         let layers = self.read();
-        let active: Vec<Change> = layers
-            .active
-            .range(from..to)
-            .take(page)
-            .map(copied)
-            .collect();
+        let active: Vec<Change> = layers.active.range(from..to).take(page).map(copied).collect();
         let frozen = layers.frozen.clone();
         drop(layers);
         let mut engine = Vec::with_capacity(page.min(128));
@@ -351,10 +314,7 @@ impl Shared {
         let known = |key: &Key| known_to.is_none_or(|end| *key <= end);
         let frozen = frozen.as_ref().map(|frozen| frozen.entries.range(from..to));
         let buffered = Overlay::new(active.into_iter(), frozen.into_iter().flatten().map(copied));
-        let merged = Overlay::new(
-            buffered,
-            engine.into_iter().map(|(key, value)| (key, Some(value))),
-        );
+        let merged = Overlay::new(buffered, engine.into_iter().map(|(key, value)| (key, Some(value))));
         let before = out.len();
         for (key, value) in merged.take_while(|(key, _)| known(key)) {
             out.extend(value.map(|value| (key, value)));
@@ -416,15 +376,9 @@ impl Shared {
             let wake_at = retry_at.filter(|_| paused && !merger.poisoned);
             merger = match wake_at {
                 Some(at) => {
-                    self.merger_changed
-                        .wait_timeout(merger, at - now)
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .0
+                    self.merger_changed.wait_timeout(merger, at - now).unwrap_or_else(PoisonError::into_inner).0
                 }
-                None => self
-                    .merger_changed
-                    .wait(merger)
-                    .unwrap_or_else(PoisonError::into_inner),
+                None => self.merger_changed.wait(merger).unwrap_or_else(PoisonError::into_inner),
             };
         }
     }
@@ -453,19 +407,12 @@ impl Shared {
 
     fn write_frozen(&self, frozen: &Frozen, stop: &dyn Fn() -> bool) -> Result<bool, IndexError> {
         if self.merger().poisoned {
-            return Err(IndexError::Damaged(
-                "an earlier merge could not be put on record".into(),
-            ));
+            return Err(IndexError::Damaged("an earlier merge could not be put on record".into()));
         }
-        let written = self
-            .engine
-            .write_run(&mut frozen.entries.iter().map(copied), stop)?;
+        let written = self.engine.write_run(&mut frozen.entries.iter().map(copied), stop)?;
         if written && let Err(source) = (self.on_merged)(frozen.log_end) {
             self.merger().poisoned = true;
-            return Err(IndexError::Io {
-                what: "recording how far the index reaches",
-                source,
-            });
+            return Err(IndexError::Io { what: "recording how far the index reaches", source });
         }
         Ok(written)
     }
@@ -480,11 +427,7 @@ impl Shared {
             if left.is_zero() {
                 return false;
             }
-            merger = self
-                .merger_changed
-                .wait_timeout(merger, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            merger = self.merger_changed.wait_timeout(merger, left).unwrap_or_else(PoisonError::into_inner).0;
         }
         true
     }
@@ -501,9 +444,7 @@ impl Shared {
     }
 
     fn is_past_deadline(&self) -> bool {
-        self.merger()
-            .deadline
-            .is_some_and(|deadline| Instant::now() >= deadline)
+        self.merger().deadline.is_some_and(|deadline| Instant::now() >= deadline)
     }
 
     fn merger(&self) -> MutexGuard<'_, Merger> {
@@ -528,10 +469,7 @@ struct Overlay<A: Iterator<Item = Change>, B: Iterator<Item = Change>> {
 
 impl<A: Iterator<Item = Change>, B: Iterator<Item = Change>> Overlay<A, B> {
     fn new(above: A, below: B) -> Overlay<A, B> {
-        Overlay {
-            above: above.peekable(),
-            below: below.peekable(),
-        }
+        Overlay { above: above.peekable(), below: below.peekable() }
     }
 }
 
@@ -573,20 +511,9 @@ mod tests {
             Ok(self.entries.read().unwrap().get(&Key::new(key)).copied())
         }
 
-        fn scan(
-            &self,
-            from: &[u8],
-            to: &[u8],
-            limit: usize,
-            out: &mut Vec<(Key, Value)>,
-        ) -> Result<(), IndexError> {
+        fn scan(&self, from: &[u8], to: &[u8], limit: usize, out: &mut Vec<(Key, Value)>) -> Result<(), IndexError> {
             let entries = self.entries.read().unwrap();
-            out.extend(
-                entries
-                    .range(Key::new(from)..Key::new(to))
-                    .take(limit)
-                    .map(|(key, value)| (*key, *value)),
-            );
+            out.extend(entries.range(Key::new(from)..Key::new(to)).take(limit).map(|(key, value)| (*key, *value)));
             Ok(())
         }
 
@@ -633,17 +560,12 @@ mod tests {
 
     fn scan(index: &BufferedIndex, from: u16, to: u16, limit: usize) -> Vec<(Key, Value)> {
         let mut out = vec![];
-        index
-            .scan(&from.to_be_bytes(), &to.to_be_bytes(), limit, &mut out)
-            .unwrap();
+        index.scan(&from.to_be_bytes(), &to.to_be_bytes(), limit, &mut out).unwrap();
         out
     }
 
     fn numbers(entries: &[(Key, Value)]) -> Vec<u16> {
-        entries
-            .iter()
-            .map(|(key, _)| u16::from_be_bytes([key[0], key[1]]))
-            .collect()
+        entries.iter().map(|(key, _)| u16::from_be_bytes([key[0], key[1]])).collect()
     }
 
     const NEVER: &dyn Fn() -> bool = &|| false;
@@ -720,16 +642,8 @@ mod tests {
     #[test]
     fn the_last_change_of_a_batch_wins() {
         let index = buffered(&Arc::default(), 10);
-        index
-            .apply(
-                &[put(1, 1), removed(1), put(1, 2), put(2, 1), removed(2)],
-                1,
-            )
-            .unwrap();
-        assert_eq!(
-            scan(&index, 0, 9, 9),
-            [(Key::new(&[0, 1]), Value::new(&[2]))]
-        );
+        index.apply(&[put(1, 1), removed(1), put(1, 2), put(2, 1), removed(2)], 1).unwrap();
+        assert_eq!(scan(&index, 0, 9, 9), [(Key::new(&[0, 1]), Value::new(&[2]))]);
     }
 
     /// While a writer writes and runs are merged below, no applied key is ever missing, in no
@@ -744,12 +658,7 @@ mod tests {
             while seen < BATCHES {
                 let least = applied.load(Ordering::Acquire) as u16;
                 let entries = scan(&index, 0, u16::MAX, usize::MAX);
-                assert!(
-                    numbers(&entries)
-                        .iter()
-                        .copied()
-                        .eq(0..entries.len() as u16)
-                );
+                assert!(numbers(&entries).iter().copied().eq(0..entries.len() as u16));
                 assert!(entries.len() >= usize::from(least) * 3 && entries.len().is_multiple_of(3));
                 if least > 0 {
                     let key = (least * 3 - 1).to_be_bytes();
@@ -762,11 +671,7 @@ mod tests {
             scope.spawn(reader);
             scope.spawn(reader);
             for batch in 0..BATCHES {
-                let changes = [
-                    put(batch * 3, 1),
-                    put(batch * 3 + 1, 1),
-                    put(batch * 3 + 2, 1),
-                ];
+                let changes = [put(batch * 3, 1), put(batch * 3 + 1, 1), put(batch * 3 + 2, 1)];
                 index.apply(&changes, u64::from(batch)).unwrap();
                 applied.store(u64::from(batch) + 1, Ordering::Release);
             }
@@ -781,10 +686,7 @@ mod tests {
         let on_merged = {
             let (engine, reports) = (engine.clone(), reports.clone());
             Box::new(move |log_end| {
-                reports
-                    .lock()
-                    .unwrap()
-                    .push((log_end, engine.entries.read().unwrap().len()));
+                reports.lock().unwrap().push((log_end, engine.entries.read().unwrap().len()));
                 Ok(())
             })
         };
@@ -837,12 +739,9 @@ mod tests {
     /// the record on disk would be wrong about the next run.
     #[test]
     fn a_failed_record_ends_merging() {
-        let index = BufferedIndex::new(
-            Arc::new(MapEngine::default()),
-            10,
-            Box::new(|_| Err(io::Error::other("told to fail"))),
-        )
-        .unwrap();
+        let index =
+            BufferedIndex::new(Arc::new(MapEngine::default()), 10, Box::new(|_| Err(io::Error::other("told to fail"))))
+                .unwrap();
         index.apply(&[put(1, 1)], 1).unwrap();
         assert!(index.merge_now(NEVER).is_err());
         assert!(index.merge_now(NEVER).is_err());
@@ -860,10 +759,7 @@ mod tests {
             index.apply(&[put(1, 1)], 1).unwrap();
             assert_eq!(index.close(deadline).unwrap(), merged);
             assert_eq!(engine.entries.read().unwrap().len(), usize::from(merged));
-            assert!(matches!(
-                index.apply(&[put(2, 1)], 2),
-                Err(IndexError::Closed)
-            ));
+            assert!(matches!(index.apply(&[put(2, 1)], 2), Err(IndexError::Closed)));
         }
     }
 
@@ -872,9 +768,7 @@ mod tests {
     fn sled_has_everything_after_a_merge() {
         let dir = tempfile::tempdir().unwrap();
         let open = || {
-            let engine =
-                super::super::sled::SledIndex::open(dir.path(), 0, Duration::from_secs(60))
-                    .unwrap();
+            let engine = super::super::sled::SledIndex::open(dir.path(), 0, Duration::from_secs(60)).unwrap();
             BufferedIndex::new(Arc::new(engine), 500, Box::new(|_| Ok(()))).unwrap()
         };
         let index = open();
@@ -882,17 +776,9 @@ mod tests {
             let changes: Vec<_> = (0..20).map(|n| put(n * 100 + batch, 1)).collect();
             index.apply(&changes, u64::from(batch)).unwrap();
         }
-        assert!(
-            index
-                .close(Instant::now() + Duration::from_secs(3_600))
-                .unwrap()
-        );
+        assert!(index.close(Instant::now() + Duration::from_secs(3_600)).unwrap());
         drop(index);
         let index = open();
-        assert!(
-            numbers(&scan(&index, 0, 9_999, usize::MAX))
-                .into_iter()
-                .eq(0..2_000)
-        );
+        assert!(numbers(&scan(&index, 0, 9_999, usize::MAX)).into_iter().eq(0..2_000));
     }
 }

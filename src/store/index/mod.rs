@@ -41,10 +41,7 @@ impl Key {
     /// hash whatever does not fit.
     #[must_use]
     pub fn new(bytes: &[u8]) -> Key {
-        assert!(
-            bytes.len() <= KEY_BYTES_MAX,
-            "an index key has at most {KEY_BYTES_MAX} bytes"
-        );
+        assert!(bytes.len() <= KEY_BYTES_MAX, "an index key has at most {KEY_BYTES_MAX} bytes");
         let mut padded = [0; KEY_BYTES_MAX + 1];
         padded[..bytes.len()].copy_from_slice(bytes);
         padded[KEY_BYTES_MAX] = bytes.len() as u8;
@@ -75,9 +72,7 @@ impl Key {
 
     fn halves(&self) -> (u128, u128) {
         let (high, low) = self.0.split_at(16);
-        let number = |half: &[u8]| {
-            u128::from_be_bytes(half.try_into().expect("half of 32 bytes is 16 bytes"))
-        };
+        let number = |half: &[u8]| u128::from_be_bytes(half.try_into().expect("half of 32 bytes is 16 bytes"));
         (number(high), number(low))
     }
 }
@@ -124,16 +119,10 @@ impl Value {
     /// On more than [`VALUE_BYTES_MAX`] bytes.
     #[must_use]
     pub fn new(bytes: &[u8]) -> Value {
-        assert!(
-            bytes.len() <= VALUE_BYTES_MAX,
-            "an index value has at most {VALUE_BYTES_MAX} bytes"
-        );
+        assert!(bytes.len() <= VALUE_BYTES_MAX, "an index value has at most {VALUE_BYTES_MAX} bytes");
         let mut padded = [0; VALUE_BYTES_MAX];
         padded[..bytes.len()].copy_from_slice(bytes);
-        Value {
-            bytes: padded,
-            len_plus_one: NonZeroU8::MIN.saturating_add(bytes.len() as u8),
-        }
+        Value { bytes: padded, len_plus_one: NonZeroU8::MIN.saturating_add(bytes.len() as u8) }
     }
 
     /// The bytes it was made of.
@@ -180,13 +169,7 @@ pub trait Index: Send + Sync {
     ///
     /// # Errors
     /// [`IndexError`] when the engine cannot read its files.
-    fn scan(
-        &self,
-        from: &[u8],
-        to: &[u8],
-        limit: usize,
-        out: &mut Vec<(Key, Value)>,
-    ) -> Result<(), IndexError>;
+    fn scan(&self, from: &[u8], to: &[u8], limit: usize, out: &mut Vec<(Key, Value)>) -> Result<(), IndexError>;
 
     /// Writes changes that come in ascending key order, and makes them durable before it returns.
     ///
@@ -196,11 +179,7 @@ pub trait Index: Send + Sync {
     ///
     /// # Errors
     /// [`IndexError`] when the engine cannot write; the same holds for the run.
-    fn write_run(
-        &self,
-        run: &mut dyn Iterator<Item = Change>,
-        stop: &dyn Fn() -> bool,
-    ) -> Result<bool, IndexError>;
+    fn write_run(&self, run: &mut dyn Iterator<Item = Change>, stop: &dyn Fn() -> bool) -> Result<bool, IndexError>;
 
     /// Bytes its files take on disk; 0 where that cannot be found out.
     fn bytes_on_disk(&self) -> u64;
@@ -256,8 +235,7 @@ mod tests {
 
     /// Few distinct bytes and lengths at both ends: ties, prefixes and zero padding are common.
     fn key_bytes() -> impl Strategy<Value = Vec<u8>> {
-        let bytes =
-            |lengths| prop::collection::vec(prop::sample::select(vec![0u8, 1, 0xff]), lengths);
+        let bytes = |lengths| prop::collection::vec(prop::sample::select(vec![0u8, 1, 0xff]), lengths);
         prop_oneof![bytes(0..4), bytes(KEY_BYTES_MAX - 2..KEY_BYTES_MAX + 1)]
     }
 
