@@ -3,4 +3,6 @@ pub mod cli;
 pub mod config;
 pub mod error;
 pub mod protocol;
+pub mod relay;
+pub mod server;
 pub mod store;

@@ -8,6 +8,7 @@ pub mod dir;
 pub mod embedded;
 pub mod index;
 pub mod log;
+pub mod memory;
 pub mod merge;
 pub mod open;
 pub mod plan;
@@ -15,6 +16,7 @@ pub mod record;
 mod scan;
 pub mod schema;
 pub mod verify;
+
 
 use std::time::Instant;
 

@@ -1,0 +1,412 @@
+//! Live fan-out: which open subscriptions does an event reach?
+//!
+//! In: accepted events, from the writer alone, in the order of writing. Out: messages in the [`Outbox`]es of the
+//! connections, all sharing one copy of the JSON. Never reads the store, never waits.
+//!
+//! **Index.** Each filter is filed under the values of one field, the most telling that it has: ids, else authors, else
+//! one tag, else kinds, else a term that every event has. An event looks up its own values and only the subscriptions
+//! found there are asked [`Filter::matches`]. Values are filed by a keyed 64-bit hash; a collision costs a needless
+//! question, never a wrong answer.
+//!
+//! **Stored and live join without gap or repeat.** The writer makes a batch readable in the store, then calls
+//! [`Fanout::begin_batch`], and only then answers and dispatches. A subscription that registers before that call gets
+//! the batch live and its query does not look past the position before it; one that registers after gets it from the
+//! store alone.
+
+use std::collections::hash_map::{Entry, RandomState};
+use std::collections::{BTreeSet, HashMap};
+use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher};
+use std::sync::{Arc, Mutex};
+
+use super::lock;
+use super::outbox::{Outbox, Outgoing, Serial};
+use crate::protocol::{Event, Filter, Verified};
+use crate::store::Position;
+
+/// Number of a batch of writes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Epoch(u64);
+
+/// All open subscriptions.
+pub struct Fanout(Mutex<Registry>);
+
+struct Registry {
+    epoch: Epoch,
+    readable: Position,
+    /// Where a subscription lies in `slots`.
+    places: HashMap<(u64, Serial), u32>,
+    slots: Vec<Option<Subscription>>,
+    free: Vec<u32>,
+    terms: HashMap<Term, Posting, BuildHasherDefault<TermHasher>>,
+    keys: RandomState,
+    events_dispatched: u64,
+}
+
+struct Subscription {
+    outbox: Arc<Outbox>,
+    serial: Serial,
+    /// The last batch that its stored query covers.
+    since: Epoch,
+    /// The last event it was asked about, so that no event asks twice.
+    asked: u64,
+    filters: Box<[Filter]>,
+}
+
+impl Fanout {
+    /// No subscriptions; events before `readable` are in the store.
+    pub fn new(readable: Position) -> Self {
+        Fanout(Mutex::new(Registry {
+            epoch: Epoch::default(),
+            readable,
+            places: HashMap::new(),
+            slots: Vec::new(),
+            free: Vec::new(),
+            terms: HashMap::default(),
+            keys: RandomState::new(),
+            events_dispatched: 0,
+        }))
+    }
+
+    /// Registers a subscription. From now on it gets matching events live, except those before the returned position,
+    /// which the store has. A `serial` must not be used twice by one connection.
+    pub fn subscribe(&self, outbox: &Arc<Outbox>, serial: Serial, filters: &[Filter]) -> Position {
+        // Clones hold no spare capacity, unlike what a parser leaves behind; they stay as long as the subscription.
+        let filters: Box<[Filter]> = filters.iter().filter(|filter| !filter.matches_nothing()).cloned().collect();
+        let mut registry = lock(&self.0);
+        let since = registry.epoch;
+        registry.insert(Subscription { outbox: outbox.clone(), serial, since, asked: 0, filters });
+        registry.readable
+    }
+
+    /// Ends a subscription; an unknown one is passed over.
+    pub fn unsubscribe(&self, outbox: &Outbox, serial: Serial) {
+        lock(&self.0).remove(outbox, serial);
+    }
+
+    /// How many subscriptions are open.
+    pub fn len(&self) -> usize {
+        lock(&self.0).places.len()
+    }
+
+    /// Whether no subscription is open.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Says that a batch can be read from the store, up to `end` if it stored anything. To be called before its events
+    /// are answered and dispatched.
+    pub fn begin_batch(&self, end: Option<Position>) -> Epoch {
+        let mut registry = lock(&self.0);
+        registry.readable = end.unwrap_or(registry.readable);
+        registry.epoch.0 += 1;
+        registry.epoch
+    }
+
+    /// Puts an event of `batch` into the outbox of every subscription that wants it, once each. Returns how many there
+    /// were. Holds the registry for this one event only, so that subscribing waits for no batch.
+    pub fn dispatch(&self, batch: Epoch, event: &Verified<Event>) -> usize {
+        lock(&self.0).dispatch(batch, event)
+    }
+}
+
+impl Registry {
+    fn insert(&mut self, subscription: Subscription) {
+        let slot = self.free.pop().unwrap_or(self.slots.len() as u32);
+        for filter in &subscription.filters {
+            for_each_term(filter, &self.keys, |term| match self.terms.entry(term) {
+                Entry::Vacant(entry) => drop(entry.insert(Posting::One(slot))),
+                Entry::Occupied(mut entry) => entry.get_mut().insert(slot),
+            });
+        }
+        self.places.insert((subscription.outbox.connection, subscription.serial), slot);
+        match self.slots.get_mut(slot as usize) {
+            Some(place) => *place = Some(subscription),
+            None => self.slots.push(Some(subscription)),
+        }
+    }
+
+    fn remove(&mut self, outbox: &Outbox, serial: Serial) {
+        let Some(slot) = self.places.remove(&(outbox.connection, serial)) else {
+            return;
+        };
+        let subscription = self.slots[slot as usize].take().expect("a place names a slot that is taken");
+        self.free.push(slot);
+        for filter in &subscription.filters {
+            for_each_term(filter, &self.keys, |term| {
+                if let Entry::Occupied(mut entry) = self.terms.entry(term)
+                    && entry.get_mut().remove(slot)
+                {
+                    entry.remove();
+                }
+            });
+        }
+        self.give_back_memory();
+    }
+
+    /// A map keeps its size when it empties; after a rush of subscriptions that would be for ever.
+    fn give_back_memory(&mut self) {
+        if self.terms.capacity() > 1_024 && self.terms.len() < self.terms.capacity() / 8 {
+            self.terms.shrink_to(self.terms.len() * 2);
+        }
+        if self.places.is_empty() {
+            (self.places, self.slots, self.free) = Default::default();
+        }
+    }
+
+    fn dispatch(&mut self, batch: Epoch, event: &Verified<Event>) -> usize {
+        self.events_dispatched += 1;
+        let (number, slots, terms) = (self.events_dispatched, &mut self.slots, &self.terms);
+        let mut delivered = 0;
+        let mut ask = |slot: u32| {
+            let subscription = slots[slot as usize].as_mut().expect("terms name slots that are taken");
+            if subscription.asked == number || subscription.since >= batch {
+                return;
+            }
+            subscription.asked = number;
+            if subscription.filters.iter().any(|filter| filter.matches(&**event)) {
+                let json = event.canonical().json.clone();
+                subscription.outbox.push(Outgoing::Live { serial: subscription.serial, json });
+                delivered += 1;
+            }
+        };
+        for_each_event_term(event, &self.keys, |term| {
+            if let Some(posting) = terms.get(&term) {
+                posting.for_each(&mut ask);
+            }
+        });
+        delivered
+    }
+}
+
+/// A value of a field, hashed with a key of this process so that nobody can aim for collisions.
+type Term = u64;
+
+#[derive(Hash)]
+enum Value<'a> {
+    Id(&'a [u8; 32]),
+    Author(&'a [u8; 32]),
+    Tag(u8, &'a str),
+    Kind(u16),
+    /// What every event has.
+    Any,
+}
+
+/// The terms that a filter is filed under.
+fn for_each_term(filter: &Filter, keys: &RandomState, mut file: impl FnMut(Term)) {
+    let mut file = |value: Value| file(keys.hash_one(value));
+    if let Some(ids) = &filter.ids {
+        ids.iter().for_each(|id| file(Value::Id(&id.0)));
+    } else if let Some(authors) = &filter.authors {
+        authors.iter().for_each(|author| file(Value::Author(&author.0)));
+    } else if let Some(tag) = filter.tags.iter().min_by_key(|condition| condition.values.len()) {
+        tag.values.iter().for_each(|value| file(Value::Tag(tag.letter.as_byte(), value)));
+    } else if let Some(kinds) = &filter.kinds {
+        kinds.iter().for_each(|kind| file(Value::Kind(kind.0)));
+    } else {
+        file(Value::Any);
+    }
+}
+
+/// The terms under which filters that match `event` may be filed.
+fn for_each_event_term(event: &Event, keys: &RandomState, mut look_up: impl FnMut(Term)) {
+    let mut look_up = |value: Value| look_up(keys.hash_one(value));
+    look_up(Value::Id(&event.id.0));
+    look_up(Value::Author(&event.pubkey.0));
+    let indexed = event.tags.iter().filter_map(|tag| tag.indexed());
+    indexed.for_each(|(letter, value)| look_up(Value::Tag(letter.as_byte(), value)));
+    look_up(Value::Kind(event.kind.0));
+    look_up(Value::Any);
+}
+
+/// Terms are hashes already.
+#[derive(Default)]
+struct TermHasher(u64);
+
+impl Hasher for TermHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, _bytes: &[u8]) {
+        unreachable!("terms are u64");
+    }
+
+    fn write_u64(&mut self, term: u64) {
+        self.0 = term;
+    }
+}
+
+/// The subscriptions filed under one term. Most authors are followed by one connection only, so that case is inline.
+enum Posting {
+    One(u32),
+    #[expect(
+        clippy::box_collection,
+        reason = "a set is three words; boxed, every term of the index takes 16 bytes less"
+    )]
+    Many(Box<BTreeSet<u32>>),
+}
+
+impl Posting {
+    fn insert(&mut self, slot: u32) {
+        match self {
+            Posting::One(only) if *only == slot => {}
+            Posting::One(only) => *self = Posting::Many(Box::new(BTreeSet::from([*only, slot]))),
+            Posting::Many(slots) => drop(slots.insert(slot)),
+        }
+    }
+
+    /// Returns whether nothing is left.
+    fn remove(&mut self, slot: u32) -> bool {
+        match self {
+            Posting::One(only) => *only == slot,
+            Posting::Many(slots) => {
+                slots.remove(&slot);
+                if let (1, Some(last)) = (slots.len(), slots.first()) {
+                    *self = Posting::One(*last);
+                }
+                false
+            }
+        }
+    }
+
+    fn for_each(&self, ask: &mut impl FnMut(u32)) {
+        match self {
+            Posting::One(slot) => ask(*slot),
+            Posting::Many(slots) => slots.iter().for_each(|slot| ask(*slot)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::protocol::{EventId, Kind, PublicKey};
+    use crate::relay::outbox::tests::drain;
+    use crate::relay::testing::{Author, NOW};
+
+    fn serials(outbox: &Outbox) -> Vec<Serial> {
+        let live = drain(outbox).into_iter().map(|message| match message {
+            Outgoing::Live { serial, .. } => serial,
+            other => panic!("unexpected {other:?}"),
+        });
+        let mut serials: Vec<Serial> = live.collect();
+        serials.sort_unstable();
+        serials
+    }
+
+    fn filter(json: &str) -> Filter {
+        Filter::from_json(json).unwrap()
+    }
+
+    /// Several matching filters, and terms that occur twice in an event, still give one delivery.
+    #[test]
+    fn an_event_reaches_a_subscription_once() {
+        let fanout = Fanout::new(Position(0));
+        let outbox = Outbox::new(1, 1 << 20);
+        fanout.subscribe(&outbox, 7, &[filter("{}"), filter(r#"{"kinds":[1]}"#), filter(r##"{"#t":["a","b"]}"##)]);
+        let tags = [vec!["t", "a"], vec!["t", "a"], vec!["t", "b"]];
+        let event = Verified::check(Author::new(1).event(1, NOW, &tags, "")).unwrap();
+        let batch = fanout.begin_batch(None);
+        assert_eq!(fanout.dispatch(batch, &event), 1);
+        assert_eq!(serials(&outbox), [7]);
+    }
+
+    /// Whoever registers after a batch became readable gets it from the store, not live; whoever was there before gets
+    /// it live and is told the position before it (T26).
+    #[test]
+    fn t26_the_seam_between_stored_and_live() {
+        let fanout = Fanout::new(Position(3));
+        let outbox = Outbox::new(1, 1 << 20);
+        let event = Author::new(1).note(NOW, "");
+        assert_eq!(fanout.subscribe(&outbox, 1, &[filter("{}")]), Position(3));
+        let batch = fanout.begin_batch(Some(Position(4)));
+        assert_eq!(fanout.subscribe(&outbox, 2, &[filter("{}")]), Position(4));
+        fanout.dispatch(batch, &event);
+        assert_eq!(serials(&outbox), [1]);
+        let next = fanout.begin_batch(None);
+        fanout.dispatch(next, &event);
+        assert_eq!(serials(&outbox), [1, 2]);
+    }
+
+    /// What was registered is forgotten without a trace, whatever the order.
+    #[test]
+    fn unsubscribing_leaves_nothing_behind() {
+        let fanout = Fanout::new(Position(0));
+        let outbox = Outbox::new(1, 1 << 20);
+        let filters = [filter(r#"{"kinds":[1,2]}"#), filter(r#"{"kinds":[2,3]}"#), filter("{}")];
+        for serial in 0..9 {
+            fanout.subscribe(&outbox, serial, &filters);
+        }
+        [4, 0, 8, 1, 7, 2, 6, 3, 5, 5].into_iter().for_each(|serial| fanout.unsubscribe(&outbox, serial));
+        let registry = lock(&fanout.0);
+        assert!(registry.places.is_empty() && registry.terms.is_empty() && registry.slots.iter().all(Option::is_none));
+    }
+
+    /// Filters over a tiny alphabet, so that they often match.
+    fn filters() -> impl Strategy<Value = Filter> {
+        let authors: Vec<PublicKey> = (1..4).map(|n| Author::new(n).note(NOW, "").pubkey).collect();
+        let list = |max: u16| prop::option::weighted(0.4, prop::collection::btree_set(0..max, 0..3));
+        (list(3), list(3), list(3), list(3), list(6)).prop_map(move |(by, kinds, t, u, ids)| {
+            let values = |set: Option<std::collections::BTreeSet<u16>>, key: &str| {
+                set.map(|set| {
+                    filter(&format!("{{\"#{key}\":{:?}}}", set.iter().map(u16::to_string).collect::<Vec<_>>()))
+                })
+            };
+            let tags = [values(t, "t"), values(u, "u")].into_iter().flatten().flat_map(|filter| filter.tags).collect();
+            Filter {
+                authors: by.map(|set| {
+                    let mut list: Vec<_> = set.iter().map(|n| authors[usize::from(*n)]).collect();
+                    list.sort_unstable();
+                    list
+                }),
+                kinds: kinds.map(|set| set.iter().map(|kind| Kind(*kind)).collect()),
+                ids: ids.filter(|set| set.len() > 1).map(|set| set.iter().map(|n| EventId([*n as u8; 32])).collect()),
+                tags,
+                ..Filter::default()
+            }
+        })
+    }
+
+    fn events() -> impl Strategy<Value = Verified<Event>> {
+        (1u8..4, 0u16..3, prop::collection::vec((prop::sample::select(vec!["t", "u"]), 0u16..3), 0..3)).prop_map(
+            |(author, kind, tags)| {
+                let tags: Vec<Vec<String>> =
+                    tags.into_iter().map(|(name, value)| vec![name.to_owned(), value.to_string()]).collect();
+                Verified::check(Author::new(author).event(kind, NOW, &tags, "")).unwrap()
+            },
+        )
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+
+        /// The index reaches exactly the subscriptions that a linear scan finds.
+        #[test]
+        fn the_index_agrees_with_a_linear_scan(
+            subscriptions in prop::collection::vec(prop::collection::vec(filters(), 1..3), 1..20),
+            gone in prop::collection::vec(0usize..20, 0..8),
+            events in prop::collection::vec(events(), 1..4),
+        ) {
+            let fanout = Fanout::new(Position(0));
+            let outbox = Outbox::new(1, 1 << 20);
+            for (serial, filters) in subscriptions.iter().enumerate() {
+                fanout.subscribe(&outbox, serial as Serial, filters);
+            }
+            gone.iter().for_each(|serial| fanout.unsubscribe(&outbox, *serial as Serial));
+            let batch = fanout.begin_batch(None);
+            for event in &events {
+                fanout.dispatch(batch, event);
+                let expected: Vec<Serial> = (0..subscriptions.len())
+                    .filter(|serial| !gone.contains(serial))
+                    .filter(|serial| subscriptions[*serial].iter().any(|filter| filter.matches(&**event)))
+                    .map(|serial| serial as Serial)
+                    .collect();
+                prop_assert_eq!(serials(&outbox), expected);
+            }
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! The relay without sockets: the one way in for events, the way out for stored and live ones.
+//!
+//! [`Relay`] is what `server` talks to. Each connection has an [`Outbox`]; every answer, page and live event for it
+//! arrives there, from whichever thread.
+
+pub mod clock;
+pub mod fanout;
+pub mod ingest;
+pub mod outbox;
+pub mod query;
+pub mod sweeper;
+#[cfg(test)]
+pub(crate) mod testing;
+pub mod writer;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+pub use clock::Clock;
+use fanout::Fanout;
+use ingest::{Ingest, Rejection, Source};
+use outbox::{Outbox, Serial};
+use query::{Job, Queries};
+use writer::{Submission, Writer};
+
+use crate::config::Config;
+use crate::protocol::{Event, Filter, Verified};
+use crate::store::{Store, StoreError};
+
+/// Locks; a panic elsewhere while holding the lock is no reason to stop serving, since no guarded state here is left
+/// half changed by code that can panic.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A running relay over a store: the writer thread, the query threads and the live index.
+pub struct Relay {
+    config: Arc<Config>,
+    store: Arc<dyn Store>,
+    clock: Clock,
+    ingest: Ingest,
+    fanout: Arc<Fanout>,
+    writer: Writer,
+    queries: Queries,
+    connections: AtomicU64,
+}
+
+/// Why a relay did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The store did not take an empty write.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The system refused a thread.
+    #[error("starting a thread: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
+impl Relay {
+    /// Starts the threads.
+    ///
+    /// # Errors
+    /// When the store takes no writes, or the system gives no threads.
+    pub fn start(config: Arc<Config>, store: Arc<dyn Store>, clock: Clock) -> Result<Relay, StartError> {
+        // A batch of nothing tells where the stored events end.
+        let readable = store.apply(&[], clock.now())?.end;
+        let fanout = Arc::new(Fanout::new(readable));
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let queries = Queries::start(store.clone(), &config.limits, config.limits.query_threads_on(cores))?;
+        let writer = Writer::start(store.clone(), fanout.clone(), clock.clone(), &config.storage)?;
+        let ingest = Ingest::new(config.clone(), store.clone());
+        Ok(Relay { config, store, clock, ingest, fanout, writer, queries, connections: AtomicU64::new(0) })
+    }
+
+    /// The settings.
+    pub fn config(&self) -> &Arc<Config> {
+        &self.config
+    }
+
+    /// The outbox of a new connection.
+    pub fn connect(&self) -> Arc<Outbox> {
+        let connection = self.connections.fetch_add(1, Ordering::Relaxed);
+        Outbox::new(connection, self.config.limits.live_queue_bytes_max)
+    }
+
+    /// Takes an event through the ingest stages.
+    ///
+    /// # Errors
+    /// What is to be answered instead of storing it.
+    pub fn check(&self, event: Event, source: Source) -> Result<Verified<Event>, Rejection> {
+        self.ingest.check(event, source, self.clock.now())
+    }
+
+    /// Queues the submission in `slot` for the writer; see [`Writer::poll_submit`].
+    pub fn poll_submit(&self, cx: &mut Context<'_>, slot: &mut Option<Box<Submission>>) -> Poll<()> {
+        self.writer.poll_submit(cx, slot)
+    }
+
+    /// Opens a subscription: its stored events come in pages, then live ones follow. Live events that arrive between
+    /// the pages belong after the end of the stored ones.
+    pub fn subscribe(&self, outbox: &Arc<Outbox>, serial: Serial, filters: Vec<Filter>) {
+        let before = self.fanout.subscribe(outbox, serial, &filters);
+        self.queries.begin(Job::rows(outbox, serial, filters, &self.config.limits, before, self.clock.now()));
+    }
+
+    /// Counts stored events; the answer comes in a page without rows.
+    pub fn count(&self, outbox: &Arc<Outbox>, serial: Serial, filters: Vec<Filter>) {
+        self.queries.begin(Job::count(outbox, serial, filters, self.clock.now()));
+    }
+
+    /// Goes on with a query whose page was written.
+    pub fn resume(&self, job: Job) {
+        self.queries.resume(job);
+    }
+
+    /// Ends a subscription; an unknown one is passed over.
+    pub fn unsubscribe(&self, outbox: &Outbox, serial: Serial) {
+        self.fanout.unsubscribe(outbox, serial);
+    }
+
+    /// Writes and answers what was submitted, ends the threads and closes the store, as far as `deadline` allows.
+    /// Blocks.
+    ///
+    /// # Errors
+    /// When the store's last writes fail. Nothing that was answered is lost even then.
+    pub fn stop(&self, deadline: Instant) -> Result<(), StoreError> {
+        if !self.writer.stop(deadline) {
+            tracing::warn!("the writer is still busy at the end of the time for stopping");
+        }
+        self.queries.stop();
+        self.store.close(deadline)
+    }
+}

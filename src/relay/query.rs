@@ -1,0 +1,500 @@
+//! Stored events for REQ and COUNT: a few threads take turns at the queries that are open.
+//!
+//! A query works for one time slice or one page, whichever ends first. The page goes to the connection's [`Outbox`]
+//! with the rest of the query in it, and only when the connection has written the page does it hand the rest back
+//! ([`Queries::resume`]). So a subscription has at most one page in memory, a slow reader holds up nobody, and ending a
+//! subscription is dropping its rest. New queries go before resumed ones: short questions are answered quickly
+//! beside long ones.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::lock;
+use super::outbox::{Outbox, Outgoing, Serial};
+use crate::config::Limits;
+use crate::protocol::Filter;
+use crate::protocol::message::EoseHint;
+use crate::store::{PageBudget, Position, Progress, Query, Row, Scan, Store, StoreError, Wanted};
+
+/// Bytes of event JSON in one page; one event may exceed it.
+const PAGE_BYTES_MAX: usize = 64 * 1024;
+
+/// After so many new queries in a row a resumed one has its turn, so that none waits for ever.
+const NEW_IN_A_ROW_MAX: u32 = 8;
+
+/// What a query found, up to a pause or its end.
+#[derive(Debug)]
+pub struct Page {
+    /// The subscription or count that asked.
+    pub serial: Serial,
+    /// Rows in the order in which they are sent.
+    pub rows: Vec<Row>,
+    /// What follows the rows.
+    pub end: PageEnd,
+}
+
+/// What follows the rows of a [`Page`].
+#[derive(Debug)]
+pub enum PageEnd {
+    /// There is more to look for: [`Queries::resume`] with this once the page is written.
+    More(Job),
+    /// All stored events were sent.
+    Eose(EoseHint),
+    /// The answer to a COUNT.
+    Count {
+        /// Matching events.
+        count: u64,
+        /// Whether there may be more of them.
+        approximate: bool,
+    },
+    /// The query cannot be answered; the text for `CLOSED`.
+    Failed(&'static str),
+}
+
+/// A query that waits for its turn.
+pub struct Job {
+    serial: Serial,
+    outbox: Arc<Outbox>,
+    task: Task,
+    stage: Stage,
+    worked: Duration,
+}
+
+#[derive(Clone, Copy)]
+enum Task {
+    Rows {
+        /// Whether some filter asked for none of its stored events, so that nobody may say they were all sent.
+        unasked: bool,
+    },
+    Count {
+        so_far: u64,
+    },
+}
+
+enum Stage {
+    New(Query),
+    Running(Box<dyn Scan>),
+}
+
+impl fmt::Debug for Job {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Job").field("serial", &self.serial).field("worked", &self.worked).finish_non_exhaustive()
+    }
+}
+
+impl Job {
+    /// Stored events for a REQ, those before the position where live delivery takes over. `now` is in seconds since
+    /// 1970.
+    pub fn rows(
+        outbox: &Arc<Outbox>,
+        serial: Serial,
+        filters: Vec<Filter>,
+        limits: &Limits,
+        before: Position,
+        now: u64,
+    ) -> Job {
+        let unasked = filters.iter().any(|filter| filter.limit == Some(0) && !filter.matches_nothing());
+        let wanted = filters.into_iter().map(|filter| wanted(filter, limits)).filter(|wanted| wanted.limit > 0);
+        Job::new(outbox, serial, Task::Rows { unasked }, wanted, Some(before), now)
+    }
+
+    /// The number of stored events for a COUNT; limits play no part.
+    pub fn count(outbox: &Arc<Outbox>, serial: Serial, filters: Vec<Filter>, now: u64) -> Job {
+        let wanted = filters.into_iter().map(|filter| Wanted { filter, limit: usize::MAX, whole_seconds: false });
+        Job::new(outbox, serial, Task::Count { so_far: 0 }, wanted, None, now)
+    }
+
+    fn new(
+        outbox: &Arc<Outbox>,
+        serial: Serial,
+        task: Task,
+        wanted: impl Iterator<Item = Wanted>,
+        before: Option<Position>,
+        now: u64,
+    ) -> Job {
+        let wanted = wanted.filter(|wanted| !wanted.filter.matches_nothing()).collect();
+        let stage = Stage::New(Query { wanted, now, before });
+        Job { serial, outbox: outbox.clone(), task, stage, worked: Duration::ZERO }
+    }
+
+    fn asks_nothing(&self) -> bool {
+        matches!(&self.stage, Stage::New(query) if query.wanted.is_empty())
+    }
+
+    /// Works until the slice or a page is full.
+    fn work(&mut self, store: &dyn Store, slice: Duration) -> Result<(Vec<Row>, Progress), StoreError> {
+        let started = Instant::now();
+        let until = started + slice;
+        let mut rows = Vec::new();
+        if let Stage::New(query) = &mut self.stage {
+            let query = Query { wanted: std::mem::take(&mut query.wanted), ..*query };
+            self.stage = Stage::Running(store.scan(query)?);
+        }
+        let Stage::Running(scan) = &mut self.stage else { unreachable!("the scan was just begun") };
+        let progress = match &mut self.task {
+            Task::Rows { .. } => scan.page(PageBudget { bytes_max: PAGE_BYTES_MAX, until }, &mut rows)?,
+            Task::Count { so_far } => {
+                let (more, progress) = scan.count(until)?;
+                *so_far += more;
+                progress
+            }
+        };
+        self.worked += started.elapsed();
+        Ok((rows, progress))
+    }
+
+    /// What the client is told when the query has come to an end, or must.
+    fn end(&self, progress: Progress) -> PageEnd {
+        match (self.task, progress) {
+            (Task::Count { so_far }, _) => {
+                PageEnd::Count { count: so_far, approximate: progress != Progress::Finished }
+            }
+            (Task::Rows { .. }, Progress::Paused) => PageEnd::Failed("error: the query took too long; narrow it"),
+            (Task::Rows { unasked: false }, Progress::Finished) => PageEnd::Eose(EoseHint::Finish),
+            (Task::Rows { unasked: false }, Progress::MoreOlder) => PageEnd::Eose(EoseHint::More),
+            (Task::Rows { .. }, _) => PageEnd::Eose(EoseHint::Unknown),
+        }
+    }
+}
+
+/// The limit of a filter: the client's, within the relay's. Only where the relay cuts does it go on to the end of
+/// the second, so that a client that pages by `until` misses nothing (NIP-67).
+fn wanted(filter: Filter, limits: &Limits) -> Wanted {
+    let asked = filter.limit.map(|limit| usize::try_from(limit).unwrap_or(usize::MAX));
+    let limit = asked.unwrap_or(limits.limit_default).min(limits.limit_max);
+    Wanted { filter, limit, whole_seconds: asked != Some(limit) }
+}
+
+fn send(outbox: &Outbox, serial: Serial, rows: Vec<Row>, end: PageEnd) {
+    outbox.push(Outgoing::Page(Box::new(Page { serial, rows, end })));
+}
+
+/// The query threads.
+pub struct Queries {
+    shared: Arc<Shared>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+struct Shared {
+    store: Arc<dyn Store>,
+    slice: Duration,
+    time_max: Duration,
+    queue: Mutex<RunQueue>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct RunQueue {
+    new: VecDeque<Job>,
+    resumed: VecDeque<Job>,
+    new_in_a_row: u32,
+    stopping: bool,
+}
+
+impl RunQueue {
+    fn next(&mut self) -> Option<Job> {
+        let resumed_first = self.new_in_a_row >= NEW_IN_A_ROW_MAX && !self.resumed.is_empty();
+        if !resumed_first && let Some(job) = self.new.pop_front() {
+            self.new_in_a_row += 1;
+            return Some(job);
+        }
+        self.new_in_a_row = 0;
+        self.resumed.pop_front()
+    }
+}
+
+impl Queries {
+    /// Starts `threads` threads.
+    ///
+    /// # Errors
+    /// When the system refuses a thread.
+    pub fn start(store: Arc<dyn Store>, limits: &Limits, threads: usize) -> std::io::Result<Queries> {
+        let (slice, time_max) = (limits.query_slice(), limits.query_time_max());
+        let shared = Shared { store, slice, time_max, queue: Mutex::default(), changed: Condvar::new() };
+        let queries = Queries { shared: Arc::new(shared), threads: Mutex::default() };
+        for number in 0..threads {
+            let shared = queries.shared.clone();
+            let thread = std::thread::Builder::new().name(format!("query-{number}")).spawn(move || shared.run())?;
+            lock(&queries.threads).push(thread);
+        }
+        Ok(queries)
+    }
+
+    /// Begins a query. The answer goes to the job's outbox; a question about nothing is answered at once.
+    pub fn begin(&self, job: Job) {
+        if job.asks_nothing() {
+            return send(&job.outbox, job.serial, Vec::new(), job.end(Progress::Finished));
+        }
+        self.shared.enqueue(|queue| queue.new.push_back(job));
+    }
+
+    /// Goes on with a query whose last page was written.
+    pub fn resume(&self, job: Job) {
+        self.shared.enqueue(|queue| queue.resumed.push_back(job));
+    }
+
+    /// Drops what waits and ends the threads, each after its current slice.
+    pub fn stop(&self) {
+        self.shared.enqueue(|queue| *queue = RunQueue { stopping: true, ..RunQueue::default() });
+        self.shared.changed.notify_all();
+        for thread in lock(&self.threads).drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a query thread had panicked");
+            }
+        }
+    }
+}
+
+impl Drop for Queries {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Shared {
+    fn enqueue(&self, change: impl FnOnce(&mut RunQueue)) {
+        let mut queue = lock(&self.queue);
+        if !queue.stopping {
+            change(&mut queue);
+            self.changed.notify_one();
+        }
+    }
+
+    fn run(&self) {
+        while let Some(job) = self.wait() {
+            let (outbox, serial) = (job.outbox.clone(), job.serial);
+            // A panic in one query must not take the thread, and with it all other queries, along.
+            if catch_unwind(AssertUnwindSafe(|| self.turn(job))).is_err() {
+                tracing::error!("a query panicked");
+                send(&outbox, serial, Vec::new(), PageEnd::Failed(READ_ERROR));
+            }
+        }
+    }
+
+    fn wait(&self) -> Option<Job> {
+        let mut queue = lock(&self.queue);
+        loop {
+            if queue.stopping {
+                return None;
+            }
+            if let Some(job) = queue.next() {
+                return Some(job);
+            }
+            queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// One turn of a query: the page goes out, or the query back into the queue when it found nothing yet.
+    fn turn(&self, mut job: Job) {
+        if job.outbox.is_closed() {
+            return;
+        }
+        let (rows, progress) = match job.work(&*self.store, self.slice) {
+            Ok(found) => found,
+            Err(error) => {
+                tracing::error!(%error, "a query failed");
+                return send(&job.outbox, job.serial, Vec::new(), PageEnd::Failed(READ_ERROR));
+            }
+        };
+        let goes_on = progress == Progress::Paused && job.worked < self.time_max;
+        if goes_on && rows.is_empty() {
+            return self.enqueue(|queue| queue.resumed.push_back(job));
+        }
+        let (outbox, serial) = (job.outbox.clone(), job.serial);
+        let end = if goes_on { PageEnd::More(job) } else { job.end(progress) };
+        send(&outbox, serial, rows, end);
+    }
+}
+
+const READ_ERROR: &str = "error: the relay could not read its store";
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::config::Config;
+    use crate::protocol::{Event, EventId, Verified};
+    use crate::relay::outbox::tests::next;
+    use crate::relay::testing::{Author, NOW};
+    use crate::store::memory::MemoryStore;
+    use crate::store::{Applied, Removal, StoreStats};
+
+    fn limits() -> Limits {
+        let mut limits = Config::default().limits;
+        (limits.limit_default, limits.limit_max) = (4, 6);
+        limits
+    }
+
+    fn filters(json: &[&str]) -> Vec<Filter> {
+        json.iter().map(|json| Filter::from_json(json).unwrap()).collect()
+    }
+
+    fn page(outbox: &Outbox) -> Page {
+        match next(outbox) {
+            Outgoing::Page(page) => *page,
+            other => panic!("unexpected {other:?}"),
+        }
+    }
+
+    /// A store with notes at these times.
+    fn store(times: impl IntoIterator<Item = u64>, content: &str) -> Arc<MemoryStore> {
+        let store = MemoryStore::new();
+        let note = |(number, time)| Author::new(1).note(time, &format!("{number}{content}"));
+        store.apply(&times.into_iter().enumerate().map(note).collect::<Vec<_>>(), NOW).unwrap();
+        Arc::new(store)
+    }
+
+    /// The answer to a REQ: the times of its rows and the hint.
+    fn ask(store: Arc<dyn Store>, json: &[&str]) -> (Vec<u64>, EoseHint) {
+        let queries = Queries::start(store, &limits(), 1).unwrap();
+        let outbox = Outbox::new(1, 1 << 20);
+        queries.begin(Job::rows(&outbox, 1, filters(json), &limits(), Position(u64::MAX), NOW));
+        let mut times = Vec::new();
+        loop {
+            let page = page(&outbox);
+            times.extend(page.rows.iter().map(|row| row.created_at));
+            match page.end {
+                PageEnd::More(job) => queries.resume(job),
+                PageEnd::Eose(hint) => return (times, hint),
+                other => panic!("unexpected {other:?}"),
+            }
+        }
+    }
+
+    /// The limit is the client's within the relay's; where the relay cuts, it cuts between seconds and says so
+    /// (T18, T19, T21).
+    #[test]
+    fn t18_t19_t21_limits_and_hints() {
+        let store = store([9, 8, 7, 6, 6, 6, 5, 4], "");
+        assert_eq!(ask(store.clone(), &["{}"]), (vec![9, 8, 7, 6, 6, 6], EoseHint::More), "default 4, whole second");
+        assert_eq!(ask(store.clone(), &[r#"{"limit":4}"#]), (vec![9, 8, 7, 6], EoseHint::Unknown), "the client's 4");
+        assert_eq!(ask(store.clone(), &[r#"{"limit":2}"#]), (vec![9, 8], EoseHint::More));
+        assert_eq!(ask(store.clone(), &[r#"{"limit":99}"#]), (vec![9, 8, 7, 6, 6, 6], EoseHint::More), "cut to 6");
+        assert_eq!(ask(store.clone(), &[r#"{"since":5,"until":8}"#]).0, [8, 7, 6, 6, 6]);
+        assert_eq!(ask(store.clone(), &[r#"{"limit":1}"#, r#"{"until":5}"#]), (vec![9, 5, 4], EoseHint::Unknown));
+        assert_eq!(ask(store.clone(), &[r#"{"since":8}"#]), (vec![9, 8], EoseHint::Finish));
+    }
+
+    /// Nothing asked is answered at once: `finish` only where nothing could match (T16, T19, T22).
+    #[test]
+    fn t16_t19_t22_nothing_asked() {
+        let store = store([9, 8], "");
+        assert_eq!(ask(store.clone(), &[r#"{"kinds":[]}"#, r#"{"since":2,"until":1}"#]), (vec![], EoseHint::Finish));
+        assert_eq!(ask(store.clone(), &[r#"{"limit":0}"#]), (vec![], EoseHint::Unknown));
+        assert_eq!(ask(store.clone(), &[r#"{"limit":0}"#, r#"{"since":9}"#]), (vec![9], EoseHint::Unknown));
+        assert_eq!(ask(store, &[r#"{"limit":0,"ids":[]}"#, r#"{"since":9}"#]), (vec![9], EoseHint::Finish));
+    }
+
+    /// A long answer comes in pages of bounded size, in order, and only as fast as they are handed back.
+    #[test]
+    fn a_long_answer_comes_in_pages() {
+        let store = store(0..6, &"x".repeat(30_000));
+        let queries = Queries::start(store, &limits(), 2).unwrap();
+        let outbox = Outbox::new(1, 1 << 20);
+        queries.begin(Job::rows(&outbox, 1, filters(&[r#"{"limit":6}"#]), &limits(), Position(u64::MAX), NOW));
+        let mut sizes = Vec::new();
+        loop {
+            let page = page(&outbox);
+            sizes.push(page.rows.len());
+            match page.end {
+                PageEnd::More(job) => queries.resume(job),
+                end => {
+                    assert!(matches!(end, PageEnd::Eose(EoseHint::Finish)), "{end:?}");
+                    break;
+                }
+            }
+        }
+        assert_eq!((sizes.iter().sum::<usize>(), sizes.iter().max()), (6, Some(&2)));
+    }
+
+    /// Overlapping filters count once, limits play no part (T39).
+    #[test]
+    fn t39_count() {
+        let queries = Queries::start(store(0..9, ""), &limits(), 1).unwrap();
+        let outbox = Outbox::new(1, 1 << 20);
+        queries.begin(Job::count(&outbox, 1, filters(&["{}", r#"{"kinds":[1],"limit":1}"#]), NOW));
+        assert!(matches!(page(&outbox).end, PageEnd::Count { count: 9, approximate: false }));
+        queries.begin(Job::count(&outbox, 2, filters(&[r#"{"kinds":[]}"#]), NOW));
+        assert!(matches!(page(&outbox).end, PageEnd::Count { count: 0, approximate: false }));
+    }
+
+    /// A store whose scans never come to an end, or fail outright.
+    struct Stuck {
+        panics: bool,
+    }
+
+    impl Scan for Stuck {
+        fn page(&mut self, _budget: PageBudget, _rows: &mut Vec<Row>) -> Result<Progress, StoreError> {
+            assert!(!self.panics, "as told");
+            Ok(Progress::Paused)
+        }
+
+        fn count(&mut self, _until: Instant) -> Result<(u64, Progress), StoreError> {
+            Ok((1, Progress::Paused))
+        }
+    }
+
+    impl Store for Stuck {
+        fn apply(&self, _batch: &[Verified<Event>], _now: u64) -> Result<Applied, StoreError> {
+            Err(StoreError::DiskFull)
+        }
+
+        fn remove(&self, _ids: &[EventId], _why: Removal) -> Result<u64, StoreError> {
+            Err(StoreError::DiskFull)
+        }
+
+        fn sweep_expired(&self, _now: u64, _events_max: usize) -> Result<usize, StoreError> {
+            Err(StoreError::DiskFull)
+        }
+
+        fn contains(&self, _id: &EventId) -> Result<bool, StoreError> {
+            Ok(false)
+        }
+
+        fn scan(&self, _query: Query) -> Result<Box<dyn Scan>, StoreError> {
+            Ok(Box::new(Stuck { panics: self.panics }))
+        }
+
+        fn stats(&self) -> StoreStats {
+            StoreStats::default()
+        }
+
+        fn close(&self, _deadline: Instant) -> Result<(), StoreError> {
+            Ok(())
+        }
+    }
+
+    /// A query that takes too long is closed, a count becomes a lower bound; a panic ends one query, not the thread.
+    #[test]
+    fn a_query_that_takes_too_long_is_closed() {
+        let mut limits = limits();
+        limits.query_time_ms_max = 1;
+        for panics in [false, true] {
+            let queries = Queries::start(Arc::new(Stuck { panics }), &limits, 1).unwrap();
+            let outbox = Outbox::new(1, 1 << 20);
+            queries.begin(Job::rows(&outbox, 1, filters(&["{}"]), &limits, Position(0), NOW));
+            let expected = if panics { READ_ERROR } else { "error: the query took too long; narrow it" };
+            assert!(matches!(page(&outbox).end, PageEnd::Failed(text) if text == expected));
+            queries.begin(Job::count(&outbox, 2, filters(&["{}"]), NOW));
+            assert!(matches!(page(&outbox).end, PageEnd::Count { count: 1.., approximate: true }));
+        }
+    }
+
+    /// New queries go first, but not for ever.
+    #[test]
+    fn resumed_queries_have_their_turn() {
+        let outbox = Outbox::new(1, 1 << 20);
+        let job = |serial| Job::count(&outbox, serial, Vec::new(), NOW);
+        let mut queue = RunQueue::default();
+        queue.resumed.push_back(job(100));
+        (0..20).for_each(|serial| queue.new.push_back(job(serial)));
+        let order: Vec<Serial> = std::iter::from_fn(|| queue.next()).map(|job| job.serial).collect();
+        assert_eq!(order.iter().position(|serial| *serial == 100), Some(NEW_IN_A_ROW_MAX as usize));
+        assert_eq!(order.len(), 21);
+    }
+}

@@ -1,0 +1,430 @@
+//! The one thread that writes: it gathers what waits into a batch, has it stored, answers, and passes it to fan-out.
+//!
+//! Submitting never blocks a thread: where the queue is full the submitter is woken when there is room, and does not
+//! read its socket until then. Ephemeral events go through the same queue, so that a connection's events keep their
+//! order, but never to the store.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use super::clock::Clock;
+use super::fanout::Fanout;
+use super::lock;
+use super::outbox::{Outbox, Outgoing};
+use super::sweeper::Sweeper;
+use crate::config::Storage;
+use crate::protocol::message;
+use crate::protocol::supersede::{Verdict, is_expired};
+use crate::protocol::{Event, Verified};
+use crate::store::{Position, Store, StoreError};
+
+/// An event on its way to the store, and who waits for the answer.
+pub struct Submission {
+    /// A good event that passed the ingest stages.
+    pub event: Verified<Event>,
+    /// Gets the `OK` once the event is durable.
+    pub reply: Arc<Outbox>,
+}
+
+impl Submission {
+    fn bytes(&self) -> usize {
+        self.event.canonical().json.len()
+    }
+
+    fn answer(&self, accepted: bool, text: &str) {
+        self.reply.push(Outgoing::Answer(message::ok(&self.event.id, accepted, text)));
+    }
+}
+
+/// The writer thread and its queue.
+pub struct Writer {
+    shared: Arc<Shared>,
+    ended: Mutex<mpsc::Receiver<()>>,
+}
+
+struct Shared {
+    queue: Mutex<Queue>,
+    changed: Condvar,
+    events_max: usize,
+    bytes_max: usize,
+}
+
+#[derive(Default)]
+struct Queue {
+    submissions: VecDeque<Submission>,
+    bytes: usize,
+    /// Who waits for room.
+    blocked: Vec<Waker>,
+    sweep: bool,
+    stopping: bool,
+}
+
+/// What the writer does next.
+struct Work {
+    batch: Vec<Submission>,
+    sweep: bool,
+}
+
+const STOPPING: &str = "error: the relay is stopping";
+
+impl Writer {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// When the system refuses it.
+    pub fn start(
+        store: Arc<dyn Store>,
+        fanout: Arc<Fanout>,
+        clock: Clock,
+        settings: &Storage,
+    ) -> std::io::Result<Writer> {
+        let shared = Arc::new(Shared {
+            queue: Mutex::default(),
+            changed: Condvar::new(),
+            events_max: settings.writer_queue_events_max,
+            bytes_max: settings.writer_queue_bytes_max,
+        });
+        let (ending, ended) = mpsc::channel();
+        let work = Loop {
+            shared: shared.clone(),
+            store,
+            fanout,
+            clock,
+            batch_events_max: settings.batch_events_max,
+            sweeper: Sweeper::new(settings.expiry_sweep()),
+            failing: false,
+        };
+        std::thread::Builder::new().name("writer".to_owned()).spawn(move || {
+            // Dropped last, also when the loop panics.
+            let _ending: mpsc::Sender<()> = ending;
+            let _refuse_rest = RefuseRest(work.shared.clone());
+            work.run();
+        })?;
+        Ok(Writer { shared, ended: Mutex::new(ended) })
+    }
+
+    /// Queues the submission in `slot`, leaving it empty. `Pending` while there is no room; the task is woken then.
+    /// A stopping relay takes nothing more and answers so.
+    pub fn poll_submit(&self, cx: &mut Context<'_>, slot: &mut Option<Box<Submission>>) -> Poll<()> {
+        let Some(submission) = slot.take() else {
+            return Poll::Ready(());
+        };
+        let mut queue = lock(&self.shared.queue);
+        if queue.stopping {
+            drop(queue);
+            submission.answer(false, STOPPING);
+            return Poll::Ready(());
+        }
+        let bytes = submission.bytes();
+        let has_room = queue.submissions.len() < self.shared.events_max
+            && (queue.bytes + bytes <= self.shared.bytes_max || queue.submissions.is_empty());
+        if !has_room {
+            if !queue.blocked.iter().any(|waker| waker.will_wake(cx.waker())) {
+                queue.blocked.push(cx.waker().clone());
+            }
+            *slot = Some(submission);
+            return Poll::Pending;
+        }
+        // The thread waits only on an empty queue, and a needless wake is a system call.
+        let may_wait = queue.submissions.is_empty();
+        queue.bytes += bytes;
+        queue.submissions.push_back(*submission);
+        drop(queue);
+        if may_wait {
+            self.shared.changed.notify_one();
+        }
+        Poll::Ready(())
+    }
+
+    /// Has expired events removed now rather than at the next round.
+    pub fn sweep(&self) {
+        lock(&self.shared.queue).sweep = true;
+        self.shared.changed.notify_one();
+    }
+
+    /// Takes nothing more, writes what was taken, and waits for that until `deadline`. Returns whether it was done.
+    pub fn stop(&self, deadline: Instant) -> bool {
+        self.shared.stop();
+        let left = deadline.saturating_duration_since(Instant::now());
+        // The thread sends nothing; the channel closes when it ends.
+        lock(&self.ended).recv_timeout(left) == Err(mpsc::RecvTimeoutError::Disconnected)
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.shared.stop();
+    }
+}
+
+impl Shared {
+    fn stop(&self) {
+        let mut queue = lock(&self.queue);
+        queue.stopping = true;
+        queue.blocked.drain(..).for_each(Waker::wake);
+        drop(queue);
+        self.changed.notify_one();
+    }
+
+    /// Waits for something to do; `None` when stopping and nothing is left.
+    fn wait(&self, batch_events_max: usize, sweep_in: impl Fn() -> Duration) -> Option<Work> {
+        let mut queue = lock(&self.queue);
+        loop {
+            let sweep = std::mem::take(&mut queue.sweep) || sweep_in().is_zero();
+            if !queue.submissions.is_empty() || (sweep && !queue.stopping) {
+                return Some(Work { batch: queue.take(batch_events_max), sweep });
+            }
+            if queue.stopping {
+                return None;
+            }
+            queue = self.changed.wait_timeout(queue, sweep_in()).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+impl Queue {
+    fn take(&mut self, events_max: usize) -> Vec<Submission> {
+        let portion = events_max.min(self.submissions.len());
+        let batch: Vec<Submission> = self.submissions.drain(..portion).collect();
+        self.bytes -= batch.iter().map(Submission::bytes).sum::<usize>();
+        self.blocked.drain(..).for_each(Waker::wake);
+        batch
+    }
+}
+
+/// Answers what is left when the thread ends, which only a panic can leave.
+struct RefuseRest(Arc<Shared>);
+
+impl Drop for RefuseRest {
+    fn drop(&mut self) {
+        self.0.stop();
+        let rest = lock(&self.0.queue).take(usize::MAX);
+        rest.iter().for_each(|submission| submission.answer(false, STOPPING));
+    }
+}
+
+/// The writer thread's own.
+struct Loop {
+    shared: Arc<Shared>,
+    store: Arc<dyn Store>,
+    fanout: Arc<Fanout>,
+    clock: Clock,
+    batch_events_max: usize,
+    sweeper: Sweeper,
+    /// Whether the last write failed; a disk that stays full is logged once.
+    failing: bool,
+}
+
+/// A batch taken apart: the store wants its events side by side.
+#[derive(Default)]
+struct Batch {
+    stored: Vec<Verified<Event>>,
+    ephemeral: Vec<Verified<Event>>,
+    /// In the order of arrival: who waits, and in which of the lists the event is next.
+    order: Vec<(Arc<Outbox>, bool)>,
+}
+
+/// What became of one event of a batch.
+#[derive(Clone, Copy)]
+enum Outcome {
+    /// Judged by the store.
+    Judged(Verdict),
+    /// Ephemeral and still valid.
+    Passed,
+    /// Not stored, for a reason of ours.
+    Failed(&'static str),
+}
+
+impl Batch {
+    fn new(submissions: Vec<Submission>) -> Batch {
+        let mut batch = Batch::default();
+        for Submission { event, reply } in submissions {
+            let is_ephemeral = event.kind.is_ephemeral();
+            batch.order.push((reply, is_ephemeral));
+            if is_ephemeral { &mut batch.ephemeral } else { &mut batch.stored }.push(event);
+        }
+        batch
+    }
+
+    /// Events with their outcomes, in the order of arrival.
+    fn in_order(
+        &self,
+        stored: &[Outcome],
+        now: u64,
+    ) -> impl Iterator<Item = (&Outbox, &Verified<Event>, Outcome)> + use<'_> {
+        let mut stored = self.stored.iter().zip(stored.to_vec());
+        let mut ephemeral = self.ephemeral.iter().map(move |event| (event, judge_ephemeral(event, now)));
+        self.order.iter().filter_map(move |(reply, is_ephemeral)| {
+            let (event, outcome) = if *is_ephemeral { ephemeral.next() } else { stored.next() }?;
+            Some((&**reply, event, outcome))
+        })
+    }
+}
+
+fn judge_ephemeral(event: &Event, now: u64) -> Outcome {
+    if is_expired(event.expiration(), now) { Outcome::Judged(Verdict::Expired) } else { Outcome::Passed }
+}
+
+impl Loop {
+    fn run(mut self) {
+        while let Some(work) = self.shared.wait(self.batch_events_max, || self.sweeper.due_in(Instant::now())) {
+            if !work.batch.is_empty() {
+                self.write(work.batch);
+            }
+            if work.sweep {
+                self.sweeper.sweep(&*self.store, self.clock.now(), Instant::now());
+            }
+        }
+    }
+
+    fn write(&mut self, submissions: Vec<Submission>) {
+        let now = self.clock.now();
+        let batch = Batch::new(submissions);
+        let (outcomes, end) = self.store(&batch.stored, now);
+        let epoch = self.fanout.begin_batch(end);
+        for (reply, event, outcome) in batch.in_order(&outcomes, now) {
+            let text = match outcome {
+                Outcome::Judged(verdict) => message::ok(&event.id, verdict.is_accepted(), &verdict.to_string()),
+                Outcome::Passed => message::ok(&event.id, true, ""),
+                Outcome::Failed(text) => message::ok(&event.id, false, text),
+            };
+            reply.push(Outgoing::Answer(text));
+        }
+        for (_, event, outcome) in batch.in_order(&outcomes, now) {
+            if matches!(outcome, Outcome::Judged(Verdict::Store) | Outcome::Passed) {
+                self.fanout.dispatch(epoch, event);
+            }
+        }
+    }
+
+    fn store(&mut self, events: &[Verified<Event>], now: u64) -> (Vec<Outcome>, Option<Position>) {
+        if events.is_empty() {
+            return (Vec::new(), None);
+        }
+        match self.store.apply(events, now) {
+            Ok(applied) => {
+                self.failing = false;
+                (applied.verdicts.into_iter().map(Outcome::Judged).collect(), Some(applied.end))
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut self.failing, true) {
+                    tracing::error!(%error, events = events.len(), "writing failed; publishers are told");
+                }
+                (vec![Outcome::Failed(told(&error)); events.len()], None)
+            }
+        }
+    }
+}
+
+/// What a publisher is told; file names are none of their business.
+fn told(error: &StoreError) -> &'static str {
+    match error {
+        StoreError::DiskFull => "error: the relay's disk is full",
+        _ => "error: the relay could not store the event",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::config::Config;
+    use crate::protocol::Filter;
+    use crate::relay::outbox::tests::next;
+    use crate::relay::testing::{Author, NOW};
+    use crate::store::memory::MemoryStore;
+    use std::sync::atomic::AtomicU64;
+
+    struct Room {
+        store: MemoryStore,
+        fanout: Arc<Fanout>,
+        writer: Writer,
+        outbox: Arc<Outbox>,
+    }
+
+    fn room(change: impl FnOnce(&mut Storage)) -> Room {
+        let mut settings = Config::default().storage;
+        change(&mut settings);
+        let store = MemoryStore::new();
+        let fanout = Arc::new(Fanout::new(Position(0)));
+        let clock = Clock::manual(Arc::new(AtomicU64::new(NOW)));
+        let writer = Writer::start(Arc::new(store.clone()), fanout.clone(), clock, &settings).unwrap();
+        Room { store, fanout, writer, outbox: Outbox::new(1, 1 << 20) }
+    }
+
+    impl Room {
+        fn submit(&self, event: Event) {
+            let event = Verified::check(event).unwrap();
+            let mut slot = Some(Box::new(Submission { event, reply: self.outbox.clone() }));
+            let mut cx = Context::from_waker(Waker::noop());
+            assert_eq!(self.writer.poll_submit(&mut cx, &mut slot), Poll::Ready(()));
+        }
+
+        fn answer(&self) -> String {
+            match next(&self.outbox) {
+                Outgoing::Answer(text) => text,
+                other => panic!("unexpected {other:?}"),
+            }
+        }
+    }
+
+    const NO_TAGS: &[Vec<&str>] = &[];
+
+    /// Answered is stored; ephemeral is passed on, answered and never stored (T32); expired ephemerals are refused.
+    #[test]
+    fn t32_stored_and_ephemeral_take_the_same_way() {
+        let room = room(|_| {});
+        let listener = Outbox::new(2, 1 << 20);
+        room.fanout.subscribe(&listener, 5, &[Filter::default()]);
+        let author = Author::new(1);
+        room.submit(author.event(1, NOW, NO_TAGS, "kept"));
+        assert!(room.answer().ends_with(",true,\"\"]"));
+        assert_eq!(room.store.stats().events, 1);
+        room.submit(author.event(20_001, NOW, NO_TAGS, "passing"));
+        assert!(room.answer().ends_with(",true,\"\"]"));
+        room.submit(author.event(20_001, NOW, &[vec!["expiration", "5"]], "late"));
+        assert!(room.answer().ends_with(",false,\"invalid: the event has expired\"]"));
+        room.submit(author.event(1, NOW, NO_TAGS, "kept"));
+        assert!(room.answer().contains(",true,\"duplicate: "));
+        assert!(room.writer.stop(Instant::now() + Duration::from_secs(60)));
+        assert_eq!(room.store.stats().events, 1);
+        for content in ["kept", "passing"] {
+            match next(&listener) {
+                Outgoing::Live { serial: 5, json } => {
+                    assert!(std::str::from_utf8(&json).unwrap().contains(content));
+                }
+                other => panic!("unexpected {other:?}"),
+            }
+        }
+    }
+
+    /// A stopped writer has written what it took, and answers what comes later.
+    #[test]
+    fn stopping_writes_what_was_taken() {
+        let room = room(|settings| settings.batch_events_max = 3);
+        let author = Author::new(1);
+        (0..20).for_each(|number| room.submit(author.event(1, NOW + number, NO_TAGS, "")));
+        assert!(room.writer.stop(Instant::now() + Duration::from_secs(60)));
+        assert_eq!(room.store.stats().events, 20);
+        (0..20).for_each(|_| assert!(room.answer().contains(",true,")));
+        room.submit(author.event(1, NOW + 99, NO_TAGS, ""));
+        assert!(room.answer().contains(",false,\"error: the relay is stopping\""));
+    }
+
+    /// A sweep on demand removes what has expired.
+    #[test]
+    fn a_sweep_removes_expired_events() {
+        let room = room(|_| {});
+        let event = Author::new(1).event(1, NOW - 9, &[vec!["expiration".to_owned(), NOW.to_string()]], "");
+        room.store.apply(&[Verified::check(event).unwrap()], NOW - 5).unwrap();
+        assert_eq!(room.store.stats().events, 1);
+        room.writer.sweep();
+        room.submit(Author::new(2).event(1, NOW, NO_TAGS, ""));
+        room.answer();
+        assert!(room.writer.stop(Instant::now() + Duration::from_secs(60)));
+        assert_eq!(room.store.stats().events, 1, "the expired one is gone, the new one there");
+    }
+}

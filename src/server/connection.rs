@@ -1,0 +1,321 @@
+//! One WebSocket connection: a task that reads, lets [`Peer`] decide, and writes.
+//!
+//! What is produced is written before more is produced: while the socket does not take bytes, the connection reads no
+//! messages and takes nothing from its outbox, so a slow reader costs one batch and its bounded outbox.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::Stream;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::error::{CapacityError, Error as WsError};
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{Message, Role, WebSocketConfig};
+
+use super::frames::Frames;
+use super::idle::{Idle, Patience};
+use super::peer::{Action, Peer};
+use super::wire::Wire;
+use crate::protocol::{Event, message};
+use crate::relay::Relay;
+use crate::relay::ingest::Source;
+use crate::relay::outbox::{Outbox, Outgoing, Serial, Taken};
+use crate::relay::query::Job;
+use crate::relay::writer::Submission;
+
+/// Bytes read from the socket in one go. Allocated for every connection; larger messages grow it for their duration.
+const READ_BUFFER_BYTES: usize = 4 * 1024;
+
+/// Bytes of messages that are framed before they are written.
+const WRITE_BATCH_BYTES: usize = 64 * 1024;
+
+/// Time for the client to take the last frames and end its side.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// A connection after the handshake.
+pub struct Connection {
+    relay: Arc<Relay>,
+    outbox: Arc<Outbox>,
+    socket: WebSocketStream<Wire>,
+    peer: Peer,
+    idle: Idle,
+    timer: Pin<Box<Sleep>>,
+    /// A checked event for which the writer has no room yet.
+    submission: Option<Box<Submission>>,
+    /// Rests of queries whose pages are being written.
+    resting: Vec<Job>,
+    stopping: bool,
+    /// Which side is looked at first; they take turns.
+    socket_first: bool,
+}
+
+/// What happened.
+enum Step {
+    /// The client said something, or the socket came to an end.
+    Received(Option<Result<Message, WsError>>),
+    /// Something is to be sent.
+    Taken(Taken, Vec<Outgoing>),
+    /// Somebody has been silent for long.
+    Timer,
+    /// The socket cannot be written.
+    Broken(io::Error),
+}
+
+/// Why a connection ends.
+#[derive(Debug)]
+enum End {
+    /// The client closed, or is gone.
+    ByClient,
+    /// The relay closes it.
+    ByRelay(CloseCode, &'static str),
+}
+
+impl Connection {
+    /// A connection on a socket that has shaken hands; `read` is what the client sent after that.
+    pub async fn new(relay: Arc<Relay>, outbox: Arc<Outbox>, socket: TcpStream, read: &Bytes) -> Connection {
+        let limits = &relay.config().limits;
+        let settings = WebSocketConfig::default()
+            .read_buffer_size(READ_BUFFER_BYTES)
+            .write_buffer_size(0)
+            .max_message_size(Some(limits.frame_bytes_max))
+            .max_frame_size(Some(limits.frame_bytes_max));
+        let idle = Idle::new(limits.idle_ping(), limits.idle_timeout(), Instant::now());
+        let timer = Box::pin(tokio::time::sleep_until(idle.next()));
+        let peer = Peer::new(relay.config().clone());
+        let wire = Wire::new(socket);
+        let socket = WebSocketStream::from_partially_read(wire, read.to_vec(), Role::Server, Some(settings)).await;
+        Connection {
+            relay,
+            outbox,
+            socket,
+            peer,
+            idle,
+            timer,
+            submission: None,
+            resting: Vec::new(),
+            stopping: false,
+            socket_first: true,
+        }
+    }
+
+    /// Serves the client until one side ends it.
+    pub async fn run(mut self) {
+        let end = loop {
+            let step = std::future::poll_fn(|cx| self.poll_step(cx)).await;
+            if let Err(end) = self.step(step) {
+                break end;
+            }
+            tokio::task::consume_budget().await;
+        };
+        self.end(end).await;
+    }
+
+    async fn end(mut self, end: End) {
+        tracing::debug!(connection = self.outbox.connection, ?end, "connection ends");
+        self.release();
+        if let End::ByRelay(code, reason) = end {
+            self.frames().close(code, reason);
+        }
+        // Whether the client hears the end is its own matter.
+        let _ = tokio::time::timeout(LINGER, self.socket.get_mut().finish()).await;
+    }
+
+    /// Ends everything that the relay does for this connection.
+    fn release(&mut self) {
+        self.outbox.close();
+        self.peer.serials().for_each(|serial| self.relay.unsubscribe(&self.outbox, serial));
+    }
+
+    fn frames(&mut self) -> &mut Frames {
+        &mut self.socket.get_mut().frames
+    }
+
+    fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
+        let writable = match self.poll_drain(cx) {
+            Poll::Ready(Ok(())) => true,
+            Poll::Ready(Err(error)) => return Poll::Ready(Step::Broken(error)),
+            Poll::Pending => false,
+        };
+        if writable {
+            self.resume_queries();
+        }
+        self.socket_first = !self.socket_first;
+        for socket in [self.socket_first, !self.socket_first] {
+            let step = if socket { self.poll_socket(cx, writable) } else { self.poll_outbox(cx, writable) };
+            if step.is_ready() {
+                return step;
+            }
+        }
+        // Reading may have made tungstenite answer a ping.
+        if let Poll::Ready(Err(error)) = self.poll_drain(cx) {
+            return Poll::Ready(Step::Broken(error));
+        }
+        self.timer.as_mut().poll(cx).map(|()| Step::Timer)
+    }
+
+    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let drained = self.socket.get_mut().poll_drain(cx)?;
+        drained.map(|wrote| {
+            if wrote {
+                self.idle.seen(Instant::now());
+            }
+            Ok(())
+        })
+    }
+
+    fn poll_socket(&mut self, cx: &mut Context<'_>, writable: bool) -> Poll<Step> {
+        let submitted = self.relay.poll_submit(cx, &mut self.submission).is_ready();
+        if writable && submitted && !self.stopping && self.peer.wants_input() {
+            return Pin::new(&mut self.socket).poll_next(cx).map(Step::Received);
+        }
+        Poll::Pending
+    }
+
+    fn poll_outbox(&mut self, cx: &mut Context<'_>, writable: bool) -> Poll<Step> {
+        let mut batch = Vec::new();
+        let bytes_max = if writable { WRITE_BATCH_BYTES } else { 0 };
+        self.outbox.poll_take(cx, bytes_max, &mut batch).map(|taken| Step::Taken(taken, batch))
+    }
+
+    fn resume_queries(&mut self) {
+        for job in self.resting.drain(..) {
+            self.peer.resumed();
+            self.relay.resume(job);
+        }
+    }
+
+    fn step(&mut self, step: Step) -> Result<(), End> {
+        match step {
+            Step::Received(received) => self.receive(received)?,
+            Step::Taken(Taken::Some, batch) => batch.into_iter().try_for_each(|message| self.send(message))?,
+            Step::Taken(Taken::Overflow, _) => return Err(self.too_slow()),
+            Step::Taken(Taken::Stop, _) => self.stopping = true,
+            Step::Timer => self.check_idle()?,
+            Step::Broken(error) => {
+                tracing::debug!(connection = self.outbox.connection, %error, "writing failed");
+                return Err(End::ByClient);
+            }
+        }
+        while let Some(action) = self.peer.take_held() {
+            self.act(action);
+        }
+        if self.stopping && self.peer.is_settled() {
+            return Err(End::ByRelay(CloseCode::Away, "the relay is stopping"));
+        }
+        Ok(())
+    }
+
+    fn receive(&mut self, received: Option<Result<Message, WsError>>) -> Result<(), End> {
+        self.idle.seen(Instant::now());
+        match received {
+            Some(Ok(Message::Text(text))) => {
+                let action = self.peer.receive(&text);
+                self.act(action);
+            }
+            Some(Ok(Message::Binary(_))) => {
+                self.frames().text(&message::notice("invalid: this relay reads text messages only"));
+            }
+            // tungstenite has answered a ping and acknowledges a close; the end of the stream follows that.
+            Some(Ok(_)) => {}
+            Some(Err(error)) => return Err(end_of(&error)),
+            None => return Err(End::ByClient),
+        }
+        Ok(())
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Nothing => {}
+            Action::Answer { text, ended } => {
+                self.frames().text(&text);
+                self.unsubscribe(ended);
+            }
+            Action::Publish(event) => self.publish(*event),
+            Action::Subscribe { serial, filters, replaced } => {
+                self.unsubscribe(replaced);
+                self.relay.subscribe(&self.outbox, serial, filters);
+            }
+            Action::Count { serial, filters } => self.relay.count(&self.outbox, serial, filters),
+            Action::Unsubscribe(serial) => self.unsubscribe(Some(serial)),
+        }
+    }
+
+    fn unsubscribe(&self, serial: Option<Serial>) {
+        if let Some(serial) = serial {
+            self.relay.unsubscribe(&self.outbox, serial);
+        }
+    }
+
+    fn publish(&mut self, event: Event) {
+        let id = event.id;
+        match self.relay.check(event, Source::Client) {
+            Ok(event) => self.submission = Some(Box::new(Submission { event, reply: self.outbox.clone() })),
+            Err(rejection) => {
+                self.frames().text(&message::ok(&id, rejection.is_accepted(), &rejection.to_string()));
+                self.peer.answered();
+            }
+        }
+    }
+
+    fn send(&mut self, message: Outgoing) -> Result<(), End> {
+        let frames = &mut self.socket.get_mut().frames;
+        match message {
+            Outgoing::Answer(text) => {
+                frames.text(&text);
+                self.peer.answered();
+            }
+            Outgoing::Live { serial, json } => {
+                if self.peer.live(serial, json, frames).is_err() {
+                    return Err(self.too_slow());
+                }
+            }
+            Outgoing::Page(page) => {
+                let after = self.peer.page(*page, frames);
+                self.resting.extend(after.rest);
+                self.unsubscribe(after.ended);
+            }
+        }
+        Ok(())
+    }
+
+    fn too_slow(&mut self) -> End {
+        self.frames().text(&message::notice("error: too slow for the events of your subscriptions"));
+        End::ByRelay(CloseCode::Policy, "too slow")
+    }
+
+    fn check_idle(&mut self) -> Result<(), End> {
+        match self.idle.check(Instant::now()) {
+            Patience::Wait => {}
+            Patience::Ping => self.frames().ping(),
+            Patience::End => return Err(End::ByRelay(CloseCode::Policy, "silent for too long")),
+        }
+        let next = self.idle.next();
+        self.timer.as_mut().reset(next);
+        Ok(())
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.release();
+    }
+}
+
+/// What an error of the WebSocket layer means for the connection; none of them can be gone on after.
+fn end_of(error: &WsError) -> End {
+    match error {
+        WsError::Capacity(CapacityError::MessageTooLong { .. }) => {
+            End::ByRelay(CloseCode::Size, "larger than a message may be")
+        }
+        WsError::Utf8(_) => End::ByRelay(CloseCode::Invalid, "not UTF-8"),
+        WsError::Protocol(_) => End::ByRelay(CloseCode::Protocol, "not the WebSocket protocol"),
+        _ => End::ByClient,
+    }
+}

@@ -1,0 +1,520 @@
+//! How the relay behaves towards one client, without a socket: what a message calls for, and what goes back.
+//!
+//! Keeps the subscriptions of the connection and what is under way for it. Starts nothing itself: a message becomes an
+//! [`Action`] for `connection` to carry out, answers become frames.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::frames::Frames;
+use crate::config::{Config, Limits};
+use crate::protocol::message::{self, ClientMessage, EoseHint, Refusal};
+use crate::protocol::{Event, Filter, SubscriptionId};
+use crate::relay::outbox::Serial;
+use crate::relay::query::{Job, Page, PageEnd};
+
+/// What a client's message calls for.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Nothing, or nothing yet.
+    Nothing,
+    /// Send this. A subscription that a refused REQ would have replaced has ended: the client reads `CLOSED`.
+    Answer {
+        /// The message.
+        text: String,
+        /// The subscription that has ended.
+        ended: Option<Serial>,
+    },
+    /// Take the event in; [`Peer::answered`] once its `OK` is sent.
+    Publish(Box<Event>),
+    /// Open a subscription.
+    Subscribe {
+        /// Its number.
+        serial: Serial,
+        /// What it asks for.
+        filters: Vec<Filter>,
+        /// The subscription of the same id that it replaces.
+        replaced: Option<Serial>,
+    },
+    /// Count.
+    Count {
+        /// Number of this question.
+        serial: Serial,
+        /// What it asks for.
+        filters: Vec<Filter>,
+    },
+    /// End this subscription.
+    Unsubscribe(Serial),
+}
+
+/// What remains to be done after a page was framed.
+#[derive(Debug, Default)]
+pub struct AfterPage {
+    /// The rest of the query, to be handed back once the page is written.
+    pub rest: Option<Job>,
+    /// A subscription that has ended by an error.
+    pub ended: Option<Serial>,
+}
+
+/// Live events held back for catching-up subscriptions exceed their bound: the client reads too slowly.
+#[derive(Debug, PartialEq, Eq)]
+pub struct TooSlow;
+
+/// One client, as the relay knows it.
+pub struct Peer {
+    config: Arc<Config>,
+    /// Ascending serials.
+    subscriptions: Vec<Subscription>,
+    /// Questions that wait for their answer; they take no subscription's place.
+    counts: Vec<(Serial, SubscriptionId)>,
+    next_serial: Serial,
+    /// EVENTs that wait for their `OK`.
+    unanswered: usize,
+    /// Queries that wait for or have the attention of a query thread, abandoned ones included.
+    queries: usize,
+    /// A message that must not be acted upon before all EVENTs before it are answered.
+    held: Option<ClientMessage>,
+    held_live_bytes: usize,
+}
+
+struct Subscription {
+    serial: Serial,
+    id: SubscriptionId,
+    prefix: Box<str>,
+    /// List items in its filters.
+    values: usize,
+    /// Live events that came before the stored ones were all sent; `None` once they were.
+    catching_up: Option<Vec<Bytes>>,
+}
+
+impl Peer {
+    /// A client that has just connected.
+    pub fn new(config: Arc<Config>) -> Self {
+        Peer {
+            config,
+            subscriptions: Vec::new(),
+            counts: Vec::new(),
+            next_serial: 0,
+            unanswered: 0,
+            queries: 0,
+            held: None,
+            held_live_bytes: 0,
+        }
+    }
+
+    fn limits(&self) -> &Limits {
+        &self.config.limits
+    }
+
+    /// Whether the next message may be read. What is accepted here must be finished, so this bounds what a client can
+    /// have under way.
+    pub fn wants_input(&self) -> bool {
+        self.held.is_none()
+            && self.unanswered < self.limits().events_in_flight_max
+            && self.queries < self.limits().subscriptions_max
+    }
+
+    /// Whether every EVENT was answered.
+    pub fn is_settled(&self) -> bool {
+        self.unanswered == 0
+    }
+
+    /// The open subscriptions.
+    pub fn serials(&self) -> impl Iterator<Item = Serial> + '_ {
+        self.subscriptions.iter().map(|subscription| subscription.serial)
+    }
+
+    /// Acts on a text message.
+    pub fn receive(&mut self, text: &str) -> Action {
+        match ClientMessage::parse(text) {
+            Ok(message) => self.act(message),
+            Err(refusal) => self.refuse(refusal),
+        }
+    }
+
+    /// The action of a message that was held back, when its time has come.
+    pub fn take_held(&mut self) -> Option<Action> {
+        if self.unanswered > 0 {
+            return None;
+        }
+        self.held.take().map(|message| self.act(message))
+    }
+
+    /// One EVENT has its answer.
+    pub fn answered(&mut self) {
+        self.unanswered = self.unanswered.saturating_sub(1);
+    }
+
+    /// A query was handed back to the query threads.
+    pub fn resumed(&mut self) {
+        self.queries += 1;
+    }
+
+    fn act(&mut self, message: ClientMessage) -> Action {
+        // The client's own events are seen by its next question: they are stored once they are answered (T25).
+        if self.unanswered > 0 && matches!(message, ClientMessage::Req(..) | ClientMessage::Count(..)) {
+            self.held = Some(message);
+            return Action::Nothing;
+        }
+        match message {
+            ClientMessage::Event(event) => {
+                self.unanswered += 1;
+                Action::Publish(event)
+            }
+            ClientMessage::Req(id, filters) => self.subscribe(id, filters),
+            ClientMessage::Count(id, filters) => self.count(id, filters),
+            ClientMessage::Close(id) => self.close(&id).map_or(Action::Nothing, Action::Unsubscribe),
+            ClientMessage::Auth(event) => {
+                let text = message::ok(&event.id, false, "error: this relay does not do NIP-42 authentication");
+                Action::Answer { text, ended: None }
+            }
+        }
+    }
+
+    fn refuse(&mut self, refusal: Refusal) -> Action {
+        let ended = match &refusal {
+            Refusal::Closed { id, .. } => SubscriptionId::new(id).and_then(|id| self.close(&id)),
+            Refusal::Ok { .. } | Refusal::Notice(_) => None,
+        };
+        Action::Answer { text: refusal.to_json(), ended }
+    }
+
+    fn subscribe(&mut self, id: SubscriptionId, filters: Vec<Filter>) -> Action {
+        let replaced = self.close(&id);
+        if let Some(problem) = self.subscription_problem(&filters) {
+            return Action::Answer { text: message::closed(&id, &problem), ended: replaced };
+        }
+        let serial = self.take_serial();
+        self.subscriptions.push(Subscription {
+            serial,
+            prefix: message::event_prefix(&id).into(),
+            id,
+            values: item_count(&filters),
+            catching_up: Some(Vec::new()),
+        });
+        self.queries += 1;
+        Action::Subscribe { serial, filters, replaced }
+    }
+
+    fn count(&mut self, id: SubscriptionId, filters: Vec<Filter>) -> Action {
+        if let Some(problem) = self.filters_problem(&filters) {
+            return Action::Answer { text: message::closed(&id, &problem), ended: None };
+        }
+        let serial = self.take_serial();
+        self.counts.push((serial, id));
+        self.queries += 1;
+        Action::Count { serial, filters }
+    }
+
+    /// Forgets a subscription, and counts of that id: nothing more is sent under it.
+    fn close(&mut self, id: &SubscriptionId) -> Option<Serial> {
+        self.counts.retain(|(_, other)| other != id);
+        let index = self.subscriptions.iter().position(|subscription| subscription.id == *id)?;
+        Some(self.forget(index))
+    }
+
+    fn forget(&mut self, index: usize) -> Serial {
+        let subscription = self.subscriptions.remove(index);
+        self.held_live_bytes -= subscription.catching_up.iter().flatten().map(Bytes::len).sum::<usize>();
+        subscription.serial
+    }
+
+    fn take_serial(&mut self) -> Serial {
+        self.next_serial += 1;
+        self.next_serial
+    }
+
+    fn filters_problem(&self, filters: &[Filter]) -> Option<String> {
+        let limits = self.limits();
+        if filters.len() > limits.filters_max {
+            return Some(format!("error: at most {} filters are accepted", limits.filters_max));
+        }
+        if item_count(filters) > limits.filter_values_max {
+            return Some(format!("error: at most {} values in all filters are accepted", limits.filter_values_max));
+        }
+        None
+    }
+
+    fn subscription_problem(&self, filters: &[Filter]) -> Option<String> {
+        let limits = self.limits();
+        if self.subscriptions.len() >= limits.subscriptions_max {
+            return Some(format!("error: at most {} subscriptions may be open", limits.subscriptions_max));
+        }
+        let values: usize = self.subscriptions.iter().map(|subscription| subscription.values).sum();
+        if values + item_count(filters) > limits.subscription_values_max {
+            let values_max = limits.subscription_values_max;
+            return Some(format!("error: at most {values_max} values in all open subscriptions are accepted"));
+        }
+        self.filters_problem(filters)
+    }
+
+    fn find(&self, serial: Serial) -> Option<usize> {
+        self.subscriptions.binary_search_by_key(&serial, |subscription| subscription.serial).ok()
+    }
+
+    /// Frames a live event, or holds it back while stored ones are still to come. A subscription that is gone gets
+    /// nothing.
+    ///
+    /// # Errors
+    /// [`TooSlow`]: the connection must be closed.
+    pub fn live(&mut self, serial: Serial, json: Bytes, frames: &mut Frames) -> Result<(), TooSlow> {
+        let Some(index) = self.find(serial) else {
+            return Ok(());
+        };
+        let subscription = &mut self.subscriptions[index];
+        let Some(held) = &mut subscription.catching_up else {
+            frames.event(&subscription.prefix, &json);
+            return Ok(());
+        };
+        self.held_live_bytes += json.len();
+        held.push(json);
+        if self.held_live_bytes > self.config.limits.live_queue_bytes_max { Err(TooSlow) } else { Ok(()) }
+    }
+
+    /// Frames a page, and what follows it.
+    pub fn page(&mut self, page: Page, frames: &mut Frames) -> AfterPage {
+        self.queries = self.queries.saturating_sub(1);
+        if let PageEnd::Count { count, approximate } = page.end {
+            self.counted(page.serial, &message_of_count(count, approximate), frames);
+            return AfterPage::default();
+        }
+        let Some(index) = self.find(page.serial) else {
+            if let PageEnd::Failed(text) = page.end {
+                self.counted(page.serial, &|id| message::closed(id, text), frames);
+            }
+            return AfterPage::default();
+        };
+        let prefix = &self.subscriptions[index].prefix;
+        frames.reserve(page.rows.iter().map(|row| row.json.len() + prefix.len()).sum(), page.rows.len());
+        page.rows.iter().for_each(|row| frames.event(prefix, &row.json));
+        match page.end {
+            PageEnd::More(job) => AfterPage { rest: Some(job), ended: None },
+            PageEnd::Eose(hint) => {
+                self.end_of_stored(index, hint, frames);
+                AfterPage::default()
+            }
+            PageEnd::Failed(text) => {
+                frames.text(&message::closed(&self.subscriptions[index].id, text));
+                AfterPage { rest: None, ended: Some(self.forget(index)) }
+            }
+            PageEnd::Count { .. } => unreachable!("handled above"),
+        }
+    }
+
+    fn end_of_stored(&mut self, index: usize, hint: EoseHint, frames: &mut Frames) {
+        let subscription = &mut self.subscriptions[index];
+        frames.text(&message::eose(&subscription.id, hint));
+        for json in subscription.catching_up.take().into_iter().flatten() {
+            self.held_live_bytes -= json.len();
+            frames.event(&subscription.prefix, &json);
+        }
+    }
+
+    fn counted(&mut self, serial: Serial, answer: &dyn Fn(&SubscriptionId) -> String, frames: &mut Frames) {
+        if let Some(index) = self.counts.iter().position(|(asked, _)| *asked == serial) {
+            let (_, id) = self.counts.swap_remove(index);
+            frames.text(&answer(&id));
+        }
+    }
+}
+
+fn message_of_count(count: u64, approximate: bool) -> impl Fn(&SubscriptionId) -> String {
+    move |id| message::count(id, count, approximate)
+}
+
+fn item_count(filters: &[Filter]) -> usize {
+    filters.iter().map(Filter::item_count).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::protocol::EventId;
+    use crate::relay::testing::{Author, NOW};
+    use crate::server::frames::tests::read;
+    use crate::store::Row;
+
+    fn peer(change: impl FnOnce(&mut Limits)) -> Peer {
+        let mut config = Config::default();
+        change(&mut config.limits);
+        Peer::new(Arc::new(config))
+    }
+
+    fn event_message() -> String {
+        let json = Author::new(1).note(NOW, "").canonical().json.clone();
+        message::publish(std::str::from_utf8(&json).unwrap())
+    }
+
+    fn req(peer: &mut Peer, id: &str) -> Action {
+        peer.receive(&format!("[\"REQ\",\"{id}\",{{\"kinds\":[1,2]}}]"))
+    }
+
+    #[track_caller]
+    fn serial_of(action: Action) -> Serial {
+        match action {
+            Action::Subscribe { serial, .. } | Action::Count { serial, .. } => serial,
+            other => panic!("unexpected {other:?}"),
+        }
+    }
+
+    #[track_caller]
+    fn refused(action: Action, start: &str) -> Option<Serial> {
+        match action {
+            Action::Answer { text, ended } => {
+                assert!(text.starts_with(start), "{text}");
+                ended
+            }
+            other => panic!("unexpected {other:?}"),
+        }
+    }
+
+    fn rows(serial: Serial, json: &[&'static str], end: PageEnd) -> Page {
+        let row = |json: &&'static str| Row {
+            id: EventId([0; 32]),
+            created_at: 0,
+            json: Bytes::from_static(json.as_bytes()),
+        };
+        Page { serial, rows: json.iter().map(row).collect(), end }
+    }
+
+    fn live(peer: &mut Peer, serial: Serial, json: &'static str, frames: &mut Frames) -> Result<(), TooSlow> {
+        peer.live(serial, Bytes::from_static(json.as_bytes()), frames)
+    }
+
+    /// At the cap a new id is refused and a known one replaces; a COUNT takes no place (T23).
+    #[test]
+    fn t23_the_cap_counts_subscriptions_only() {
+        let mut peer = peer(|limits| limits.subscriptions_max = 2);
+        let first = serial_of(req(&mut peer, "a"));
+        let mut frames = Frames::default();
+        peer.page(rows(first, &[], PageEnd::Eose(EoseHint::Finish)), &mut frames);
+        let second = serial_of(req(&mut peer, "b"));
+        peer.page(rows(second, &[], PageEnd::Eose(EoseHint::Finish)), &mut frames);
+        assert_eq!(refused(req(&mut peer, "c"), "[\"CLOSED\",\"c\",\"error: at most 2 "), None);
+        let count = peer.receive("[\"COUNT\",\"c\",{}]");
+        assert!(matches!(count, Action::Count { .. }));
+        let replaced = req(&mut peer, "a");
+        assert!(matches!(replaced, Action::Subscribe { replaced: Some(old), .. } if old == first), "{replaced:?}");
+        assert_eq!(peer.receive("[\"CLOSE\",\"b\"]"), Action::Unsubscribe(second));
+        serial_of(req(&mut peer, "c"));
+    }
+
+    /// Too many filters or values are refused, and the subscription that the client meant to replace has ended with
+    /// the `CLOSED` that it reads (T24).
+    #[test]
+    fn t24_a_refused_req_ends_what_it_would_replace() {
+        let mut peer = peer(|limits| {
+            limits.filters_max = 2;
+            limits.filter_values_max = 3;
+            limits.subscription_values_max = 5;
+        });
+        let serial = serial_of(req(&mut peer, "a"));
+        let ended = refused(peer.receive(r#"["REQ","a",{},{},{}]"#), "[\"CLOSED\",\"a\",\"error: at most 2 filters");
+        assert_eq!(ended, Some(serial));
+        let values = r#"["REQ","a",{"kinds":[1,2,3]},{"kinds":[4]}]"#;
+        assert_eq!(refused(peer.receive(values), "[\"CLOSED\",\"a\",\"error: at most 3 values"), None);
+        let serial = serial_of(peer.receive(r#"["REQ","a",{"kinds":[1,2,3]}]"#));
+        let more = r#"["REQ","b",{"kinds":[1,2,3]}]"#;
+        assert_eq!(refused(peer.receive(more), "[\"CLOSED\",\"b\",\"error: at most 5 values in all open"), None);
+        let bad = peer.receive(r#"["REQ","a",{"kinds":["1"]}]"#);
+        assert_eq!(refused(bad, "[\"CLOSED\",\"a\",\"invalid: kinds"), Some(serial));
+    }
+
+    /// A REQ waits for the answers to the EVENTs before it, and nothing more is read meanwhile (T25).
+    #[test]
+    fn t25_a_req_waits_for_earlier_events() {
+        let mut peer = peer(|_| {});
+        assert!(matches!(peer.receive(&event_message()), Action::Publish(_)));
+        assert!(matches!(peer.receive(&event_message()), Action::Publish(_)));
+        assert_eq!(req(&mut peer, "a"), Action::Nothing);
+        assert!(!peer.wants_input() && !peer.is_settled());
+        peer.answered();
+        assert_eq!(peer.take_held(), None);
+        peer.answered();
+        serial_of(peer.take_held().unwrap());
+        assert!(peer.wants_input() && peer.is_settled());
+    }
+
+    /// Live events wait for the end of the stored ones and follow it in order; EOSE comes once (T24, T26).
+    #[test]
+    fn t26_live_events_follow_the_stored_ones() {
+        let mut peer = peer(|_| {});
+        let serial = serial_of(req(&mut peer, "a"));
+        let mut frames = Frames::default();
+        live(&mut peer, serial, "3", &mut frames).unwrap();
+        assert!(peer.page(rows(serial, &["2"], PageEnd::Eose(EoseHint::More)), &mut frames).rest.is_none());
+        live(&mut peer, serial, "4", &mut frames).unwrap();
+        let event = |number: u8| format!("[\"EVENT\",\"a\",{number}]");
+        let expected = [event(2), "[\"EOSE\",\"a\",[\"more\"]]".to_owned(), event(3), event(4)];
+        assert_eq!(read(&frames), expected);
+        assert_eq!(peer.held_live_bytes, 0);
+    }
+
+    /// After CLOSE, or under a new subscription of the same id, nothing of the old one arrives (T25).
+    #[test]
+    fn t25_nothing_arrives_after_close() {
+        let mut peer = peer(|_| {});
+        let mut frames = Frames::default();
+        let old = serial_of(req(&mut peer, "a"));
+        live(&mut peer, old, "1", &mut frames).unwrap();
+        let new = serial_of(req(&mut peer, "a"));
+        live(&mut peer, old, "1", &mut frames).unwrap();
+        peer.page(rows(old, &["1"], PageEnd::Eose(EoseHint::Finish)), &mut frames);
+        let count = serial_of(peer.receive("[\"COUNT\",\"a\",{}]"));
+        peer.receive("[\"CLOSE\",\"a\"]");
+        peer.page(rows(new, &["1"], PageEnd::Failed("error: x")), &mut frames);
+        peer.page(rows(count, &[], PageEnd::Count { count: 1, approximate: false }), &mut frames);
+        assert_eq!(read(&frames), [""; 0]);
+        assert_eq!((peer.held_live_bytes, peer.queries), (0, 0));
+    }
+
+    /// What a client has under way is bounded: unanswered events, running queries (also of subscriptions that it has
+    /// closed), held live events.
+    #[test]
+    fn what_is_under_way_is_bounded() {
+        let mut peer = peer(|limits| {
+            limits.events_in_flight_max = 1;
+            limits.subscriptions_max = 2;
+            limits.live_queue_bytes_max = 5;
+        });
+        peer.receive(&event_message());
+        assert!(!peer.wants_input());
+        peer.answered();
+        let first = serial_of(req(&mut peer, "a"));
+        peer.receive("[\"CLOSE\",\"a\"]");
+        assert!(peer.wants_input());
+        let second = serial_of(req(&mut peer, "a"));
+        assert!(!peer.wants_input());
+        let mut frames = Frames::default();
+        peer.page(rows(first, &[], PageEnd::Eose(EoseHint::Finish)), &mut frames);
+        assert!(peer.wants_input());
+        assert_eq!(live(&mut peer, second, "12345", &mut frames), Ok(()));
+        assert_eq!(live(&mut peer, second, "6", &mut frames), Err(TooSlow));
+    }
+
+    /// A query that fails ends its subscription with CLOSED and without EOSE; a failed COUNT is closed too.
+    #[test]
+    fn a_failed_query_is_closed() {
+        let mut peer = peer(|_| {});
+        let mut frames = Frames::default();
+        let serial = serial_of(req(&mut peer, "a"));
+        let count = serial_of(peer.receive("[\"COUNT\",\"c\",{}]"));
+        let after = peer.page(rows(serial, &["1"], PageEnd::Failed("error: x")), &mut frames);
+        assert_eq!(after.ended, Some(serial));
+        peer.page(rows(count, &[], PageEnd::Failed("error: y")), &mut frames);
+        let expected = ["[\"EVENT\",\"a\",1]", "[\"CLOSED\",\"a\",\"error: x\"]", "[\"CLOSED\",\"c\",\"error: y\"]"];
+        assert_eq!(read(&frames), expected);
+        assert_eq!(peer.serials().count(), 0);
+    }
+
+    /// AUTH is answered; authentication is not done here.
+    #[test]
+    fn auth_is_refused() {
+        let answer = peer(|_| {}).receive(&event_message().replacen("EVENT", "AUTH", 1));
+        let expected = format!("[\"OK\",\"{}\",false,\"error: this relay does not do", Author::new(1).note(NOW, "").id);
+        assert_eq!(refused(answer, &expected), None);
+    }
+}

@@ -1,0 +1,239 @@
+//! [`MemoryStore`], the oracle: a vector and the reference meaning of filters and verdicts.
+//!
+//! Slow and plain on purpose: the store suite and the tests of the relay compare clever stores with it. Keeps nothing
+//! on disk.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use super::{
+    Applied, PageBudget, Position, Progress, Query, Removal, Row, Scan, Store, StoreError, StoreStats, Wanted,
+};
+use crate::protocol::supersede::{self, Address, Known, Target, Verdict, Version};
+use crate::protocol::{Event, EventId, Kind, PublicKey, Verified};
+
+/// A store in memory; clones share their events.
+#[derive(Clone, Default)]
+pub struct MemoryStore(Arc<Mutex<Kept>>);
+
+#[derive(Default)]
+struct Kept {
+    /// What can be read, in the order of storing.
+    events: Vec<(Position, Verified<Event>)>,
+    stored_ever: u64,
+    deleted_ids: HashSet<(PublicKey, EventId)>,
+    deleted_addresses: Vec<(Address, u64)>,
+    vanished: Vec<(PublicKey, u64)>,
+}
+
+impl MemoryStore {
+    /// An empty store.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Kept {
+    fn known(&self, event: &Event) -> Known {
+        let address = Address::of(event);
+        let deleters: Vec<PublicKey> = supersede::deleters(event).collect();
+        let latest = |list: &mut dyn Iterator<Item = u64>| list.max();
+        Known {
+            stored: self.contains(&event.id),
+            current: address.as_ref().and_then(|address| self.current(address)),
+            deleted_by_id: deleters.iter().any(|key| self.deleted_ids.contains(&(*key, event.id))),
+            address_deleted_until: address.and_then(|address| {
+                latest(&mut self.deleted_addresses.iter().filter(|(at, _)| *at == address).map(|(_, until)| *until))
+            }),
+            vanished_until: latest(
+                &mut self.vanished.iter().filter(|(key, _)| deleters.contains(key)).map(|(_, until)| *until),
+            ),
+        }
+    }
+
+    fn contains(&self, id: &EventId) -> bool {
+        self.events.iter().any(|(_, event)| event.id == *id)
+    }
+
+    fn current(&self, address: &Address) -> Option<Version> {
+        let occupant = self.events.iter().find(|(_, event)| Address::of(event).as_ref() == Some(address));
+        occupant.map(|(_, event)| Version::of(event))
+    }
+
+    fn store(&mut self, event: &Verified<Event>) {
+        if let Some(current) = Address::of(event).and_then(|address| self.current(&address)) {
+            self.events.retain(|(_, old)| old.id != current.id);
+        }
+        if event.kind == Kind::DELETION {
+            supersede::deletion_targets(event).for_each(|target| self.delete(event, target));
+        }
+        if event.kind == Kind::VANISH {
+            self.vanished.push((event.pubkey, event.created_at));
+            self.events.retain(|(_, old)| {
+                let covered = supersede::deleters(old).any(|key| key == event.pubkey);
+                old.kind == Kind::VANISH || !covered || old.created_at > event.created_at
+            });
+        }
+        self.events.push((Position(self.stored_ever), event.clone()));
+        self.stored_ever += 1;
+    }
+
+    fn delete(&mut self, request: &Event, target: Target) {
+        match target {
+            Target::Event(id) => {
+                self.deleted_ids.insert((request.pubkey, id));
+                self.events.retain(|(_, old)| old.id != id || !supersede::may_delete(&request.pubkey, &**old));
+            }
+            Target::Address(address) => {
+                self.events.retain(|(_, old)| {
+                    old.created_at > request.created_at || Address::of(old).as_ref() != Some(&address)
+                });
+                self.deleted_addresses.push((address, request.created_at));
+            }
+        }
+    }
+
+    /// Rows that `wanted` matches and `query` lets through, newest first.
+    fn matching(&self, query: &Query, wanted: &Wanted) -> Vec<Row> {
+        let seen = |position: Position, event: &Event| {
+            query.before.is_none_or(|before| position < before)
+                && !supersede::is_expired(event.expiration(), query.now)
+                && wanted.filter.matches(event)
+        };
+        let matches = self.events.iter().filter(|(position, event)| seen(*position, event));
+        sorted(matches.map(|(_, event)| row(event)).collect())
+    }
+}
+
+fn row(event: &Verified<Event>) -> Row {
+    Row { id: event.id, created_at: event.created_at, json: event.canonical().json.clone() }
+}
+
+fn sorted(mut rows: Vec<Row>) -> Vec<Row> {
+    rows.sort_by(|a, b| b.created_at.cmp(&a.created_at).then(a.id.cmp(&b.id)));
+    rows.dedup_by_key(|row| row.id);
+    rows
+}
+
+/// How many of a filter's matches are returned.
+fn cut(wanted: &Wanted, matches: &[Row]) -> usize {
+    let mut len = wanted.limit.min(matches.len());
+    if wanted.whole_seconds && len > 0 {
+        let last_second = matches[len - 1].created_at;
+        let tied = matches[len..].iter().take(wanted.limit).take_while(|row| row.created_at == last_second);
+        len += tied.count();
+    }
+    len
+}
+
+impl Store for MemoryStore {
+    fn apply(&self, batch: &[Verified<Event>], now: u64) -> Result<Applied, StoreError> {
+        let mut kept = self.kept();
+        let verdicts = batch.iter().map(|event| {
+            let verdict = supersede::judge(event, &kept.known(event), now);
+            if verdict == Verdict::Store {
+                kept.store(event);
+            }
+            verdict
+        });
+        Ok(Applied { verdicts: verdicts.collect(), end: Position(kept.stored_ever) })
+    }
+
+    fn remove(&self, ids: &[EventId], why: Removal) -> Result<u64, StoreError> {
+        let mut kept = self.kept();
+        let gone: Vec<(PublicKey, EventId)> =
+            kept.events.iter().filter(|(_, event)| ids.contains(&event.id)).map(|(_, e)| (e.pubkey, e.id)).collect();
+        kept.events.retain(|(_, event)| !ids.contains(&event.id));
+        if why == Removal::Deleted {
+            kept.deleted_ids.extend(&gone);
+        }
+        Ok(gone.len() as u64)
+    }
+
+    fn sweep_expired(&self, now: u64, events_max: usize) -> Result<usize, StoreError> {
+        let mut kept = self.kept();
+        let before = kept.events.len();
+        let mut left = events_max;
+        kept.events.retain(|(_, event)| {
+            let gone = left > 0 && supersede::is_expired(event.expiration(), now);
+            left -= usize::from(gone);
+            !gone
+        });
+        Ok(before - kept.events.len())
+    }
+
+    fn contains(&self, id: &EventId) -> Result<bool, StoreError> {
+        Ok(self.kept().contains(id))
+    }
+
+    fn scan(&self, query: Query) -> Result<Box<dyn Scan>, StoreError> {
+        let kept = self.kept();
+        let mut rows = Vec::new();
+        let mut all = Vec::new();
+        for wanted in &query.wanted {
+            let matches = kept.matching(&query, wanted);
+            rows.extend_from_slice(&matches[..cut(wanted, &matches)]);
+            all.extend(matches);
+        }
+        let rows = sorted(rows);
+        let all = sorted(all);
+        let newest_left_out = all.iter().find(|row| !rows.iter().any(|kept| kept.id == row.id));
+        let end = match (newest_left_out, rows.last()) {
+            (None, _) => Progress::Finished,
+            (Some(left_out), Some(last)) if left_out.created_at < last.created_at => Progress::MoreOlder,
+            (Some(_), _) => Progress::LimitReached,
+        };
+        Ok(Box::new(MemoryScan { store: self.clone(), rows, next: 0, end, all }))
+    }
+
+    fn position(&self) -> Position {
+        Position(self.kept().stored_ever)
+    }
+
+    fn stats(&self) -> StoreStats {
+        StoreStats { events: self.kept().events.len() as u64, ..StoreStats::default() }
+    }
+
+    fn close(&self, _deadline: Instant) -> Result<(), StoreError> {
+        Ok(())
+    }
+}
+
+struct MemoryScan {
+    store: MemoryStore,
+    rows: Vec<Row>,
+    next: usize,
+    end: Progress,
+    all: Vec<Row>,
+}
+
+impl Scan for MemoryScan {
+    fn page(&mut self, budget: PageBudget, rows: &mut Vec<Row>) -> Result<Progress, StoreError> {
+        let mut bytes = 0;
+        while let Some(row) = self.rows.get(self.next) {
+            bytes += row.json.len();
+            if bytes > budget.bytes_max && bytes > row.json.len() {
+                return Ok(Progress::Paused);
+            }
+            self.next += 1;
+            if self.store.kept().contains(&row.id) {
+                rows.push(row.clone());
+            }
+            if Instant::now() >= budget.until && self.next < self.rows.len() {
+                return Ok(Progress::Paused);
+            }
+        }
+        Ok(self.end)
+    }
+
+    fn count(&mut self, _until: Instant) -> Result<(u64, Progress), StoreError> {
+        let kept = self.store.kept();
+        let count = self.all.drain(..).filter(|row| kept.contains(&row.id)).count();
+        Ok((count as u64, Progress::Finished))
+    }
+}
