@@ -7,7 +7,8 @@ use crate::protocol::supersede::{
 };
 use crate::protocol::{Event, EventId, Kind, PublicKey, Verified};
 
-use super::embedded::{Shared, WriterState};
+use super::embedded::{Files, WriterState};
+use super::fault;
 use super::index::{Change, Key, Value};
 use super::log::Erasure;
 use super::merge::Merge;
@@ -17,7 +18,7 @@ use super::{Removal, StoreError};
 
 /// Writes that are judged and encoded but not yet in the log.
 pub(super) struct Batch<'s> {
-    shared: &'s Shared,
+    files: &'s Files,
     state: &'s mut WriterState,
     /// Where `records` will begin in the log.
     base: u64,
@@ -32,11 +33,11 @@ pub(super) struct Batch<'s> {
 }
 
 impl<'s> Batch<'s> {
-    pub(super) fn new(shared: &'s Shared, state: &'s mut WriterState) -> Self {
+    pub(super) fn new(files: &'s Files, state: &'s mut WriterState) -> Self {
         let (events, dead_bytes) = (state.events, state.dead_bytes);
         Batch {
-            base: shared.log.end(),
-            shared,
+            base: files.log.end(),
+            files,
             state,
             records: Vec::new(),
             changes: BTreeMap::new(),
@@ -93,26 +94,27 @@ impl<'s> Batch<'s> {
         if self.records.is_empty() {
             return Ok(());
         }
-        self.shared.index.wait_for_room()?;
-        self.shared.log.append(&self.records)?;
-        let end = self.shared.log.end();
+        self.files.index.wait_for_room()?;
+        self.files.log.append(&self.records)?;
+        let end = self.files.log.end();
         self.changes.extend(schema::counters(self.events, self.dead_bytes, end));
         let changes: Vec<Change> = self.changes.into_iter().collect();
-        self.shared.index.apply(&changes, end)?;
+        self.files.index.apply(&changes, end)?;
+        fault::point("index.applied");
         self.state.events = self.events;
         self.state.dead_bytes = self.dead_bytes;
         for (pubkey, until) in self.vanished {
             self.state.vanish(&pubkey, until);
         }
         if !self.erase.is_empty() {
-            self.shared.log.erase(&self.erase)?;
+            self.files.log.erase(&self.erase)?;
         }
         Ok(())
     }
 
     /// What bears on an incoming event. The filter on ids spares the look-ups for ids never heard of.
     fn known(&self, event: &Event) -> Result<Known, StoreError> {
-        let heard_of = self.shared.bloom.contains(&event.id.0);
+        let heard_of = self.files.bloom.contains(&event.id.0);
         let stored = heard_of && self.get(&schema::by_id(&event.id))?.is_some();
         if stored {
             return Ok(Known { stored, ..Known::default() });
@@ -181,7 +183,7 @@ impl<'s> Batch<'s> {
             return Err(StoreError::Damaged(format!("event {} was not encoded as one", event.id)));
         };
         self.changes.extend(schema::entries(&stored, place));
-        self.shared.bloom.insert(&event.id.0);
+        self.files.bloom.insert(&event.id.0);
         self.events += 1;
         if let Some(replaced) = replaced {
             self.take_out(replaced, Some(event.id), Removal::Replaced)?;
@@ -198,7 +200,7 @@ impl<'s> Batch<'s> {
         for target in deletion_targets(request) {
             let place = match &target {
                 Target::Event(id) => {
-                    self.shared.bloom.insert(&id.0);
+                    self.files.bloom.insert(&id.0);
                     self.place_of(id)?
                 }
                 Target::Address(address) => {
@@ -224,7 +226,7 @@ impl<'s> Batch<'s> {
         let inbox = Prefix::tag(crate::protocol::TagLetter::P, &request.pubkey.to_hex());
         for (prefix, inbox_only) in [(Prefix::author(&request.pubkey), false), (inbox, true)] {
             let mut merge = Merge::new(vec![prefix], 0, request.created_at);
-            while let Some(candidate) = merge.next(&self.shared.index)? {
+            while let Some(candidate) = merge.next(&self.files.index)? {
                 if inbox_only && candidate.kind != Kind::GIFT_WRAP {
                     continue;
                 }
@@ -253,7 +255,7 @@ impl<'s> Batch<'s> {
     fn get(&self, key: &Key) -> Result<Option<Value>, StoreError> {
         match self.changes.get(key) {
             Some(value) => Ok(*value),
-            None => Ok(self.shared.index.get(key)?),
+            None => Ok(self.files.index.get(key)?),
         }
     }
 
@@ -263,7 +265,7 @@ impl<'s> Batch<'s> {
         let mut found = Vec::new();
         let here = self.changes.range(*from..*to).filter(|(_, value)| value.is_some()).map(|(key, _)| *key).next();
         let gone = self.changes.range(*from..*to).filter(|(_, value)| value.is_none()).count();
-        self.shared.index.scan(from, to, gone + 1, &mut found)?;
+        self.files.index.scan(from, to, gone + 1, &mut found)?;
         let there = found.into_iter().map(|(key, _)| key).find(|key| !self.changes.contains_key(key));
         Ok(here.into_iter().chain(there).min())
     }
@@ -275,7 +277,7 @@ impl<'s> Batch<'s> {
             return Ok(rest[..rest.len().min(place.read_len())].to_vec());
         }
         let mut bytes = Vec::new();
-        self.shared.log.read(place.offset, place.read_len(), &mut bytes)?;
+        self.files.log.read(place.offset, place.read_len(), &mut bytes)?;
         Ok(bytes)
     }
 }

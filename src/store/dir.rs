@@ -14,6 +14,7 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use super::StoreError;
+use super::fault;
 use super::log::io_at;
 
 const LOCK: &str = "LOCK";
@@ -124,14 +125,23 @@ impl DataDir {
         Ok(Generation { path })
     }
 
-    /// Makes a generation the current one, atomically and durably, and deletes the others.
+    /// Makes a generation the current one, atomically and durably.
     ///
     /// # Errors
     /// When that cannot be written; the old generation then stays current.
     pub fn switch_to(&self, generation: &Generation) -> Result<(), StoreError> {
         sync_dir(&generation.path)?;
-        write_atomically(&self.path.join(CURRENT), format!("{}\n", generation.name()).as_bytes())?;
-        self.remove_other_generations(generation)
+        write_atomically(&self.path.join(CURRENT), format!("{}\n", generation.name()).as_bytes())
+    }
+
+    /// Bytes that the disk has left for us.
+    ///
+    /// # Errors
+    /// When the system does not tell.
+    pub fn free_bytes(&self) -> Result<u64, StoreError> {
+        let disk =
+            rustix::fs::statvfs(&self.path).map_err(|error| io_at("look at the disk of", &self.path)(error.into()))?;
+        Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
     }
 
     /// Deletes generations that are not current: leftovers of an interrupted switch.
@@ -187,6 +197,16 @@ impl Generation {
         remove_dir(&self.index())
     }
 
+    /// Deletes all files of the generation.
+    ///
+    /// # Errors
+    /// When they cannot be deleted.
+    pub fn remove(&self) -> Result<(), StoreError> {
+        remove_dir(&self.path)?;
+        fault::point("generation.removed");
+        Ok(())
+    }
+
     fn name(&self) -> &str {
         self.path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
     }
@@ -202,7 +222,10 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
         let mut file = File::create(&temporary)?;
         file.write_all(bytes)?;
         file.sync_all()?;
-        fs::rename(&temporary, path)
+        fault::point("file.written");
+        fs::rename(&temporary, path)?;
+        fault::point("file.renamed");
+        Ok(())
     };
     write().map_err(io_at("write", path))?;
     sync_dir(path.parent().unwrap_or(Path::new(".")))
@@ -264,6 +287,7 @@ mod tests {
         let second = dir.new_generation().expect("made");
         assert_eq!(dir.current().expect("readable").expect("there").path, first.path);
         dir.switch_to(&second).expect("switched");
+        dir.remove_other_generations(&second).expect("removed");
         assert_eq!(dir.current().expect("readable").expect("there").path, second.path);
         assert!(!first.path.exists() && second.path.exists());
         fs::write(folder.path().join("CURRENT"), "../elsewhere").expect("written");

@@ -5,7 +5,8 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use crate::protocol::supersede::Verdict;
@@ -57,19 +58,40 @@ impl std::fmt::Debug for Options {
 
 /// A store in a directory of its own.
 pub struct EmbeddedStore {
-    shared: Arc<Shared>,
+    files: RwLock<Arc<Files>>,
     writer: Mutex<WriterState>,
     opened: open::Report,
+    pub(super) options: Options,
+    /// Held while a compaction runs.
+    pub(super) compacting: Mutex<()>,
+    /// Last, since it holds the lock on the directory.
+    pub(super) dir: DataDir,
 }
 
-/// What queries and the writer use at the same time.
-pub(super) struct Shared {
+/// The files of one generation, open. A query keeps those it began with, so compaction can switch under it.
+pub(super) struct Files {
     pub(super) log: Log,
     pub(super) index: BufferedIndex,
     pub(super) bloom: Arc<Bloom>,
     pub(super) generation: Generation,
-    pub(super) dir: DataDir,
+    /// A record's [`Position`] is its offset plus this. It goes on where the generation before it ended.
+    pub(super) base: u64,
+    /// Another generation has taken over: the files go with the last user.
+    pub(super) retired: AtomicBool,
 }
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        if self.retired.load(Ordering::Relaxed)
+            && let Err(error) = self.generation.remove()
+        {
+            tracing::warn!("files of a former generation stay until the next start: {error}");
+        }
+    }
+}
+
+/// The writer's state, while nobody else may write.
+pub(super) type WriterGuard<'w> = MutexGuard<'w, WriterState>;
 
 /// What only the writer changes.
 #[derive(Default)]
@@ -126,8 +148,15 @@ impl EmbeddedStore {
     /// [`StoreError::InUse`] when another process has the directory; I/O errors; a log of a newer format.
     pub fn open(dir: &Path, options: &Options) -> Result<Self, StoreError> {
         let dir = DataDir::take(dir)?;
-        let opened = open::open(dir, options)?;
-        Ok(EmbeddedStore { shared: Arc::new(opened.shared), writer: Mutex::new(opened.state), opened: opened.report })
+        let opened = open::open(&dir, options)?;
+        Ok(EmbeddedStore {
+            files: RwLock::new(Arc::new(opened.files)),
+            writer: Mutex::new(opened.state),
+            opened: opened.report,
+            options: options.clone(),
+            compacting: Mutex::new(()),
+            dir,
+        })
     }
 
     /// What opening found and did.
@@ -140,12 +169,12 @@ impl EmbeddedStore {
     /// # Errors
     /// When the file cannot be written.
     pub fn describe_owner(&self, text: &str) -> Result<(), StoreError> {
-        self.shared.dir.describe_owner(text)
+        self.dir.describe_owner(text)
     }
 
     /// The data directory.
     pub fn path(&self) -> PathBuf {
-        self.shared.dir.path().to_owned()
+        self.dir.path().to_owned()
     }
 
     /// Brings the index on disk up to the log, on the calling thread.
@@ -153,21 +182,38 @@ impl EmbeddedStore {
     /// # Errors
     /// When the index cannot be written.
     pub fn merge_index(&self) -> Result<(), StoreError> {
-        self.shared.index.merge_now(&|| false)?;
+        self.files().index.merge_now(&|| false)?;
         Ok(())
     }
 
-    pub(super) fn shared(&self) -> &Arc<Shared> {
-        &self.shared
+    /// The current generation.
+    pub(super) fn files(&self) -> Arc<Files> {
+        Arc::clone(&self.files.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    pub(super) fn writer(&self) -> MutexGuard<'_, WriterState> {
+    pub(super) fn set_files(&self, files: Arc<Files>) {
+        *self.files.write().unwrap_or_else(PoisonError::into_inner) = files;
+    }
+
+    /// The writer's state and the generation it belongs to: a switch waits for the writer.
+    pub(super) fn writer_and_files(&self) -> (WriterGuard<'_>, Arc<Files>) {
+        let state = self.writer();
+        let files = self.files();
+        (state, files)
+    }
+
+    fn writer(&self) -> WriterGuard<'_> {
         // A panic in a batch leaves the state as it was before: it is only changed once the batch is durable.
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Shared {
+impl Files {
+    /// The point behind everything in the log.
+    pub(super) fn end(&self) -> Position {
+        Position(self.base + self.log.end())
+    }
+
     /// Where an event lies.
     pub(super) fn place_of(&self, id: &EventId) -> Result<Option<Place>, StoreError> {
         if !self.bloom.contains(&id.0) {
@@ -185,25 +231,25 @@ impl Source for BufferedIndex {
 
 impl Store for EmbeddedStore {
     fn apply(&self, batch: &[Verified<Event>], now: u64) -> Result<Applied, StoreError> {
-        let mut state = self.writer();
+        let (mut state, files) = self.writer_and_files();
         let mut verdicts = Vec::with_capacity(batch.len());
-        let mut writes = Batch::new(&self.shared, &mut state);
+        let mut writes = Batch::new(&files, &mut state);
         for event in batch {
             if event.kind == Kind::VANISH {
                 // It takes out whatever the index holds, so the events before it must be there.
                 writes.commit()?;
-                writes = Batch::new(&self.shared, &mut state);
+                writes = Batch::new(&files, &mut state);
             }
             verdicts.push(writes.add(event, now)?);
             debug_assert!(verdicts.last() != Some(&Verdict::Store) || !event.kind.is_ephemeral());
         }
         writes.commit()?;
-        Ok(Applied { verdicts, end: Position(self.shared.log.end()) })
+        Ok(Applied { verdicts, end: files.end() })
     }
 
     fn remove(&self, ids: &[EventId], why: Removal) -> Result<u64, StoreError> {
-        let mut state = self.writer();
-        let mut writes = Batch::new(&self.shared, &mut state);
+        let (mut state, files) = self.writer_and_files();
+        let mut writes = Batch::new(&files, &mut state);
         let mut removed = 0;
         for id in ids {
             removed += u64::from(writes.remove(id, why)?);
@@ -213,11 +259,11 @@ impl Store for EmbeddedStore {
     }
 
     fn sweep_expired(&self, now: u64, events_max: usize) -> Result<usize, StoreError> {
+        let (mut state, files) = self.writer_and_files();
         let (from, to) = schema::expired_range(now);
         let mut due = Vec::new();
-        self.shared.index.scan(&from, &to, events_max, &mut due)?;
-        let mut state = self.writer();
-        let mut writes = Batch::new(&self.shared, &mut state);
+        files.index.scan(&from, &to, events_max, &mut due)?;
+        let mut writes = Batch::new(&files, &mut state);
         let mut removed = 0;
         for place in due.iter().filter_map(|(key, value)| schema::expired_place(key, value)) {
             removed += usize::from(writes.take_out(place, None, Removal::Expired)?);
@@ -227,31 +273,27 @@ impl Store for EmbeddedStore {
     }
 
     fn contains(&self, id: &EventId) -> Result<bool, StoreError> {
-        Ok(self.shared.place_of(id)?.is_some())
+        Ok(self.files().place_of(id)?.is_some())
     }
 
     fn scan(&self, query: Query) -> Result<Box<dyn Scan>, StoreError> {
-        Ok(Box::new(EmbeddedScan::new(Arc::clone(&self.shared), query)))
-    }
-
-    fn position(&self) -> Position {
-        Position(self.shared.log.end())
+        Ok(Box::new(EmbeddedScan::new(self.files(), query)))
     }
 
     fn stats(&self) -> StoreStats {
-        let state = self.writer();
+        let (state, files) = self.writer_and_files();
         StoreStats {
             events: state.events,
-            log_bytes: self.shared.log.end(),
+            log_bytes: files.log.end(),
             dead_bytes: state.dead_bytes,
-            index_bytes: self.shared.index.bytes_on_disk(),
-            buffered_entries: self.shared.index.buffered_entries() as u64,
+            index_bytes: files.index.bytes_on_disk(),
+            buffered_entries: files.index.buffered_entries() as u64,
         }
     }
 
     fn close(&self, deadline: Instant) -> Result<(), StoreError> {
-        let _writer = self.writer();
-        self.shared.index.close(deadline)?;
+        let (_writer, files) = self.writer_and_files();
+        files.index.close(deadline)?;
         Ok(())
     }
 }
@@ -263,6 +305,7 @@ mod tests {
     use super::*;
     use crate::protocol::verify::event_id;
     use crate::protocol::{Filter, Kind, Signature, Tags};
+    use crate::store::compact::Pace;
     use crate::store::{PageBudget, Progress, Wanted};
 
     fn sign(seed: u8, kind: u16, created_at: u64, tags: &[&[&str]], content: &str) -> Verified<Event> {
@@ -294,8 +337,12 @@ mod tests {
         all(store).iter().map(|json| Event::from_json(json).unwrap().content).collect()
     }
 
+    fn compact(store: &EmbeddedStore) -> crate::store::compact::CompactReport {
+        crate::store::compact::compact(store, &Pace { share: 1.0, progress: &|_, _| {} }).unwrap()
+    }
+
     fn raw_log(store: &EmbeddedStore) -> Vec<u8> {
-        std::fs::read(store.shared.generation.log()).unwrap()
+        std::fs::read(store.files().generation.log()).unwrap()
     }
 
     /// Everything that takes events out, and what the log and a rebuilt index make of it.
@@ -318,7 +365,7 @@ mod tests {
         assert_eq!(crate::store::verify::verify(&store, &|_, _| {}).unwrap().problems, [] as [&str; 0]);
         assert!(memchr::memmem::find(&raw_log(&store), b"a secret").is_none());
         let before = (all(&store), store.stats().events, store.stats().dead_bytes);
-        let generation = store.shared.generation.clone();
+        let generation = store.files().generation.clone();
         drop(store);
         generation.remove_index().unwrap();
         for _ in 0..2 {
@@ -326,8 +373,11 @@ mod tests {
             assert_eq!((all(&store), store.stats().events, store.stats().dead_bytes), before);
             store.close(Instant::now() + Duration::from_secs(60)).unwrap();
         }
-        let report = crate::store::compact::compact(folder.path(), &Options::default()).unwrap();
+        let store = EmbeddedStore::open(folder.path(), &Options::default()).unwrap();
+        let report = compact(&store);
         assert_eq!((report.events, report.bytes_before - report.bytes_after), (before.1, before.2));
+        assert_eq!((all(&store), store.stats().events, store.stats().dead_bytes), (before.0.clone(), before.1, 0));
+        drop(store);
         let store = EmbeddedStore::open(folder.path(), &Options::default()).unwrap();
         assert_eq!((all(&store), store.stats().events, store.stats().dead_bytes), (before.0, before.1, 0));
         assert_eq!(crate::store::verify::verify(&store, &|_, _| {}).unwrap().problems, [] as [&str; 0]);
@@ -344,7 +394,7 @@ mod tests {
         store.apply(&[first, second], 15).unwrap();
         store.apply(&[delete], 15).unwrap();
         assert_eq!(contents(&store), ["deletion"]);
-        let generation = store.shared.generation.clone();
+        let generation = store.files().generation.clone();
         drop(store);
         generation.remove_index().unwrap();
         let store = EmbeddedStore::open(folder.path(), &Options::default()).unwrap();

@@ -21,6 +21,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::protocol::EventId;
 
 use super::StoreError;
+use super::fault;
 use super::record::{self, ALIGN, FRAME_LEN, NotARecord, PAYLOAD_BYTES_MAX, Record};
 
 const MAGIC: &[u8; 8] = b"SLEDGELG";
@@ -139,12 +140,26 @@ impl Log {
     pub fn append(&self, records: &[u8]) -> Result<u64, StoreError> {
         self.check_writable()?;
         let start = self.end();
-        if let Err(error) = self.file.write_all_at(records, start) {
-            return Err(self.undo_append(start, error));
-        }
+        fault::point("log.append");
+        self.write_or_die_half_way("log.half_written", records, start)
+            .map_err(|error| self.undo_append(start, error))?;
+        fault::point("log.written");
         self.sync()?;
+        fault::point("log.synced");
         self.end.store(start + records.len() as u64, Ordering::Release);
         Ok(start)
+    }
+
+    /// Appends whole records to a log that nobody relies on yet; [`Log::sync`] makes them durable.
+    ///
+    /// # Errors
+    /// As [`Log::append`].
+    pub fn append_unsynced(&self, records: &[u8]) -> Result<(), StoreError> {
+        self.check_writable()?;
+        let start = self.end();
+        self.file.write_all_at(records, start).map_err(|error| self.undo_append(start, error))?;
+        self.end.store(start + records.len() as u64, Ordering::Release);
+        Ok(())
     }
 
     /// Overwrites events' records with erased ones, and waits for the disk.
@@ -153,10 +168,13 @@ impl Log {
     /// When the disk fails; the log then takes no more writes.
     pub fn erase(&self, records: &[Erasure]) -> Result<(), StoreError> {
         self.check_writable()?;
+        fault::point("erase.begin");
         for Erasure { id, offset, len } in records {
-            let written = self.file.write_all_at(&record::erased(id, *len as usize), *offset);
+            let bytes = record::erased(id, *len as usize);
+            let written = self.write_or_die_half_way("erase.half_written", &bytes, *offset);
             written.map_err(|error| self.poison(&error))?;
         }
+        fault::point("erase.written");
         self.sync()
     }
 
@@ -211,7 +229,12 @@ impl Log {
 
     /// Reads from `start` to the end, record by record; damage is stepped over and told.
     pub fn reader(&self, start: u64) -> LogReader<'_> {
-        LogReader { log: self, next: start, end: self.end(), buffer: Vec::new(), buffer_start: start }
+        self.reader_until(start, self.end())
+    }
+
+    /// As [`Log::reader`], up to an earlier end.
+    pub fn reader_until(&self, start: u64, end: u64) -> LogReader<'_> {
+        LogReader { log: self, next: start, end, buffer: Vec::new(), buffer_start: start }
     }
 
     /// Up to `want` bytes at `offset`; fewer at the end of the file.
@@ -230,8 +253,21 @@ impl Log {
         Ok(())
     }
 
-    fn sync(&self) -> Result<(), StoreError> {
+    /// Waits until what was written is on the disk.
+    ///
+    /// # Errors
+    /// When the disk fails; the log then takes no more writes.
+    pub fn sync(&self) -> Result<(), StoreError> {
         self.file.sync_data().map_err(|error| self.poison(&error))
+    }
+
+    /// Writes; at the fault point only the first half, and then the process ends.
+    fn write_or_die_half_way(&self, point: &str, bytes: &[u8], offset: u64) -> io::Result<()> {
+        if fault::is_due(point) {
+            self.file.write_all_at(&bytes[..bytes.len() / 2], offset)?;
+            std::process::abort();
+        }
+        self.file.write_all_at(bytes, offset)
     }
 
     fn undo_append(&self, start: u64, error: io::Error) -> StoreError {

@@ -6,6 +6,7 @@ mod batch;
 pub mod compact;
 pub mod dir;
 pub mod embedded;
+pub mod fault;
 pub mod index;
 pub mod log;
 pub mod memory;
@@ -16,7 +17,6 @@ pub mod record;
 mod scan;
 pub mod schema;
 pub mod verify;
-
 
 use std::time::Instant;
 
@@ -155,6 +155,14 @@ pub enum StoreError {
     /// The disk has no room for the write; nothing was stored, reading goes on.
     #[error("the disk is full")]
     DiskFull,
+    /// The disk cannot hold what an operation would need for a while.
+    #[error("{needed_bytes} bytes are needed and {free_bytes} are free; make room and try again")]
+    NoRoom {
+        /// Bytes needed.
+        needed_bytes: u64,
+        /// Bytes free.
+        free_bytes: u64,
+    },
     /// A write failed in a way that leaves the disk's state unknown; writing stops until the next start, reading goes on.
     #[error("writing stopped after a disk error ({0}); restart the relay once the disk is well")]
     Poisoned(String),
@@ -176,7 +184,8 @@ impl From<index::IndexError> for StoreError {
 pub trait Store: Send + Sync {
     /// Judges and stores a batch, durably, in order: a later event sees the earlier ones. One caller at a time.
     ///
-    /// Returns only after what was stored survives a power cut. Ephemeral events must not be passed.
+    /// Returns only after what was stored survives a power cut. Ephemeral events must not be passed. An empty batch
+    /// stores nothing and tells the present end.
     ///
     /// # Errors
     /// Nothing of the batch is stored or visible then.
@@ -206,9 +215,6 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// When the index cannot be read.
     fn scan(&self, query: Query) -> Result<Box<dyn Scan>, StoreError>;
-
-    /// The point behind everything that is stored now.
-    fn position(&self) -> Position;
 
     /// Figures for `status` and logs.
     fn stats(&self) -> StoreStats;

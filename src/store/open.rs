@@ -6,12 +6,14 @@
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use crate::protocol::EventId;
 
 use super::StoreError;
-use super::dir::{DataDir, Generation, sync_dir, write_atomically};
-use super::embedded::{Options, Shared, WriterState};
+use super::dir::{DataDir, Generation, write_atomically};
+use super::embedded::{Files, Options, WriterState};
+use super::fault;
 use super::index::bloom::Bloom;
 use super::index::buffer::BufferedIndex;
 use super::index::sled::SledIndex;
@@ -41,7 +43,7 @@ pub struct Report {
 }
 
 pub(super) struct Opened {
-    pub(super) shared: Shared,
+    pub(super) files: Files,
     pub(super) state: WriterState,
     pub(super) report: Report,
 }
@@ -56,10 +58,10 @@ struct IndexMeta {
 }
 
 /// Opens the current generation.
-pub(super) fn open(dir: DataDir, options: &Options) -> Result<Opened, StoreError> {
+pub(super) fn open(dir: &DataDir, options: &Options) -> Result<Opened, StoreError> {
     let generation = match dir.current()? {
         Some(generation) => generation,
-        None => first_generation(&dir)?,
+        None => first_generation(dir)?,
     };
     dir.remove_other_generations(&generation)?;
     let log = Log::open(&generation.log())?;
@@ -83,7 +85,20 @@ pub(super) fn open(dir: DataDir, options: &Options) -> Result<Opened, StoreError
     }
     replay(&log, &index, &bloom, meta.indexed_up_to, options, &mut report)?;
     let state = WriterState::load(&index)?;
-    Ok(Opened { shared: Shared { log, index, bloom, generation, dir }, state, report })
+    Ok(Opened {
+        files: Files { log, index, bloom, generation, base: 0, retired: AtomicBool::new(false) },
+        state,
+        report,
+    })
+}
+
+/// Makes an empty generation beside the current one, with room in its filter for `events`.
+pub(super) fn new_generation(dir: &DataDir, options: &Options, events: u64) -> Result<Files, StoreError> {
+    let generation = dir.new_generation()?;
+    let log = Log::create(&generation.log(), secp256k1::rand::random())?;
+    let bloom = Arc::new(Bloom::with_capacity(events));
+    let index = buffered(open_engine(&generation, options)?, &generation, &log, &bloom, options)?;
+    Ok(Files { log, index, bloom, generation, base: 0, retired: AtomicBool::new(false) })
 }
 
 /// Calls `each` for every key in a range.
@@ -162,9 +177,14 @@ fn buffered(
     let (generation, bloom, log_id) = (generation.clone(), Arc::clone(bloom), log.id());
     let on_merged = move |indexed_up_to: u64| {
         let meta = IndexMeta { schema_version: SCHEMA_VERSION, log_id, indexed_up_to };
-        save_bloom(&generation, &bloom, meta)
-            .and_then(|()| write_checked(&generation.index_meta(), &meta_bytes(meta)))
-            .map_err(|error| std::io::Error::other(error.to_string()))
+        let save = || {
+            save_bloom(&generation, &bloom, meta)?;
+            fault::point("meta.bloom_saved");
+            write_checked(&generation.index_meta(), &meta_bytes(meta))?;
+            fault::point("meta.written");
+            Ok(())
+        };
+        save().map_err(|error: StoreError| std::io::Error::other(error.to_string()))
     };
     Ok(BufferedIndex::new(Arc::new(engine), options.run_entries_max, Box::new(on_merged))?)
 }
@@ -238,7 +258,7 @@ fn finish_erasures(log: &Log, erasures: &[Erasure], report: &mut Report) -> Resu
 }
 
 /// Turns log records back into index changes.
-struct Replay<'i> {
+pub(super) struct Replay<'i> {
     index: &'i BufferedIndex,
     bloom: &'i Bloom,
     changes: Vec<Change>,
@@ -254,7 +274,7 @@ struct Replay<'i> {
 }
 
 impl<'i> Replay<'i> {
-    fn new(index: &'i BufferedIndex, bloom: &'i Bloom, from: u64) -> Result<Self, StoreError> {
+    pub(super) fn new(index: &'i BufferedIndex, bloom: &'i Bloom, from: u64) -> Result<Self, StoreError> {
         let state = WriterState::load(index)?;
         Ok(Replay {
             index,
@@ -268,7 +288,7 @@ impl<'i> Replay<'i> {
         })
     }
 
-    fn take(&mut self, offset: u64, len: u32, record: &Record<'_>) -> Result<(), StoreError> {
+    pub(super) fn take(&mut self, offset: u64, len: u32, record: &Record<'_>) -> Result<(), StoreError> {
         let counts = offset >= self.counted_up_to;
         match record {
             Record::Put(event) => {
@@ -328,7 +348,7 @@ impl<'i> Replay<'i> {
         }
     }
 
-    fn flush(&mut self) -> Result<(), StoreError> {
+    pub(super) fn flush(&mut self) -> Result<(), StoreError> {
         self.counted_up_to = self.counted_up_to.max(self.end);
         self.changes.extend(schema::counters(self.events, self.dead_bytes, self.counted_up_to));
         self.index.apply(&self.changes, self.end)?;
@@ -379,8 +399,7 @@ fn save_bloom(generation: &Generation, bloom: &Bloom, meta: IndexMeta) -> Result
 
 fn write_checked(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
     let crc = crc32fast::hash(bytes);
-    write_atomically(path, &[bytes, &crc.to_le_bytes()].concat())?;
-    sync_dir(path.parent().unwrap_or(Path::new(".")))
+    write_atomically(path, &[bytes, &crc.to_le_bytes()].concat())
 }
 
 fn read_checked(path: &Path) -> Option<Vec<u8>> {

@@ -305,6 +305,11 @@ impl<'a> Removed<'a> {
         Removed { id: event.id, by, offset, len, why, keys: &[] }
     }
 
+    /// The same removal where there is nothing to remove.
+    pub fn of_nothing(&self) -> Self {
+        Removed { offset: 0, len: 0, ..*self }
+    }
+
     /// The index keys to take out.
     pub fn keys(&self) -> impl Iterator<Item = Key> + 'a {
         let mut rest = self.keys;

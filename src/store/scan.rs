@@ -10,12 +10,12 @@ use crate::protocol::event::Fields;
 use crate::protocol::supersede::is_expired;
 use crate::protocol::{EventId, Filter};
 
-use super::embedded::Shared;
+use super::embedded::Files;
 use super::merge::{Candidate, Merge};
 use super::plan::{Plan, plan};
 use super::record::Record;
 use super::schema::Place;
-use super::{PageBudget, Position, Progress, Query, Row, Scan, StoreError, Wanted};
+use super::{PageBudget, Progress, Query, Row, Scan, StoreError, Wanted};
 
 /// The clock is looked at once in this many candidates.
 const CANDIDATES_A_LOOK: u32 = 32;
@@ -24,7 +24,7 @@ const PEEK_CANDIDATES_MAX: u32 = 512;
 
 /// A query in progress.
 pub(super) struct EmbeddedScan {
-    shared: Arc<Shared>,
+    files: Arc<Files>,
     streams: Vec<Stream>,
     view: View,
     /// `created_at` of the last row that was returned.
@@ -36,7 +36,8 @@ pub(super) struct EmbeddedScan {
 #[derive(Clone, Copy)]
 struct View {
     now: u64,
-    before: Option<Position>,
+    /// Only records before this offset.
+    before: u64,
     /// Whether rows are wanted, or only their number.
     with_json: bool,
 }
@@ -106,16 +107,17 @@ impl Work {
 }
 
 impl EmbeddedScan {
-    pub(super) fn new(shared: Arc<Shared>, query: Query) -> Self {
-        let view = View { now: query.now, before: query.before, with_json: true };
+    pub(super) fn new(files: Arc<Files>, query: Query) -> Self {
+        let before = query.before.map_or(u64::MAX, |before| before.0.saturating_sub(files.base));
+        let view = View { now: query.now, before, with_json: true };
         let streams = query.wanted.into_iter().map(Stream::new).collect();
-        EmbeddedScan { shared, streams, view, last_second: None, buffer: Vec::new() }
+        EmbeddedScan { files, streams, view, last_second: None, buffer: Vec::new() }
     }
 
     /// Makes every running stream have its next match ready; false when the work ran out first.
     fn make_ready(&mut self, work: &mut Work) -> Result<bool, StoreError> {
         for stream in &mut self.streams {
-            if stream.state == State::Running && !stream.make_ready(&self.shared, self.view, work, &mut self.buffer)? {
+            if stream.state == State::Running && !stream.make_ready(&self.files, self.view, work, &mut self.buffer)? {
                 return Ok(false);
             }
         }
@@ -142,7 +144,7 @@ impl EmbeddedScan {
         let second = self.last_second;
         for stream in &mut self.streams {
             if stream.state == State::Running && stream.left == 0 {
-                stream.settle_limit(second, &self.shared, self.view, &mut self.buffer)?;
+                stream.settle_limit(second, &self.files, self.view, &mut self.buffer)?;
             }
         }
         Ok(())
@@ -218,7 +220,7 @@ impl Stream {
     /// Has a match in `ready`, or is known to be finished; false when the work ran out first.
     fn make_ready(
         &mut self,
-        shared: &Shared,
+        files: &Files,
         view: View,
         work: &mut Work,
         buffer: &mut Vec<u8>,
@@ -227,7 +229,7 @@ impl Stream {
             if !work.one_more() {
                 return Ok(false);
             }
-            if !self.read_ahead(shared, view, buffer)? {
+            if !self.read_ahead(files, view, buffer)? {
                 self.state = State::Finished;
                 return Ok(true);
             }
@@ -236,26 +238,26 @@ impl Stream {
     }
 
     /// Reads the next candidate, with those whose order only the full ids decide; false at the end.
-    fn read_ahead(&mut self, shared: &Shared, view: View, buffer: &mut Vec<u8>) -> Result<bool, StoreError> {
+    fn read_ahead(&mut self, files: &Files, view: View, buffer: &mut Vec<u8>) -> Result<bool, StoreError> {
         if let Source::Ids(ids) = &mut self.source {
-            let places = places_in_order(std::mem::take(ids), &self.wanted.filter, shared, view, buffer)?;
+            let places = places_in_order(std::mem::take(ids), &self.wanted.filter, files, view, buffer)?;
             self.source = Source::Places(places.into_iter());
         }
         match &mut self.source {
             Source::Places(places) => {
                 let Some(place) = places.next() else { return Ok(false) };
-                self.ready.extend(shared.read_match(place, &self.wanted.filter, view, buffer));
+                self.ready.extend(files.read_match(place, &self.wanted.filter, view, buffer));
             }
             Source::Ranges(merge) => {
-                let Some(first) = merge.next(&shared.index)? else { return Ok(false) };
+                let Some(first) = merge.next(&files.index)? else { return Ok(false) };
                 let filter = &self.wanted.filter;
                 let read = |candidate: Candidate, buffer: &mut Vec<u8>| {
                     let kind_fits = filter.kinds.as_ref().is_none_or(|kinds| kinds.contains(&candidate.kind));
-                    kind_fits.then(|| shared.read_match(candidate.place, filter, view, buffer)).flatten()
+                    kind_fits.then(|| files.read_match(candidate.place, filter, view, buffer)).flatten()
                 };
                 self.ready.extend(read(first, buffer));
-                while merge.peek(&shared.index)?.is_some_and(|next| next.ties_with(&first.suffix)) {
-                    let Some(tied) = merge.next(&shared.index)? else { break };
+                while merge.peek(&files.index)?.is_some_and(|next| next.ties_with(&first.suffix)) {
+                    let Some(tied) = merge.next(&files.index)? else { break };
                     self.ready.extend(read(tied, buffer));
                 }
                 self.ready.make_contiguous().sort_by_key(Match::order);
@@ -268,7 +270,7 @@ impl Stream {
     fn settle_limit(
         &mut self,
         second: Option<u64>,
-        shared: &Shared,
+        files: &Files,
         view: View,
         buffer: &mut Vec<u8>,
     ) -> Result<(), StoreError> {
@@ -278,7 +280,7 @@ impl Stream {
         }
         let mut work = Work { until: Instant::now(), candidates: 0, candidates_max: PEEK_CANDIDATES_MAX };
         work.until += std::time::Duration::from_millis(5);
-        let known = self.make_ready(shared, view, &mut work, buffer)?;
+        let known = self.make_ready(files, view, &mut work, buffer)?;
         let next = self.ready.front().map(|head| head.created_at);
         if self.state == State::Finished {
             return Ok(());
@@ -298,15 +300,15 @@ impl Stream {
 fn places_in_order(
     ids: Vec<EventId>,
     filter: &Filter,
-    shared: &Shared,
+    files: &Files,
     view: View,
     buffer: &mut Vec<u8>,
 ) -> Result<Vec<Place>, StoreError> {
     let view = View { with_json: false, ..view };
     let mut found = Vec::new();
     for id in ids {
-        let Some(place) = shared.place_of(&id)? else { continue };
-        if let Some(matched) = shared.read_match(place, filter, view, buffer) {
+        let Some(place) = files.place_of(&id)? else { continue };
+        if let Some(matched) = files.read_match(place, filter, view, buffer) {
             found.push((matched.order(), place));
         }
     }
@@ -314,10 +316,10 @@ fn places_in_order(
     Ok(found.into_iter().map(|(_, place)| place).collect())
 }
 
-impl Shared {
+impl Files {
     /// Reads a record and gives it back if it is a visible event that matches. What cannot be read is logged.
     fn read_match(&self, place: Place, filter: &Filter, view: View, buffer: &mut Vec<u8>) -> Option<Match> {
-        if view.before.is_some_and(|before| place.offset >= before.0) {
+        if place.offset >= view.before {
             return None;
         }
         let event = match self.log.read(place.offset, place.read_len(), buffer) {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::protocol::{Event, Verified};
 
 use super::StoreError;
-use super::embedded::{EmbeddedStore, Shared};
+use super::embedded::{EmbeddedStore, Files};
 use super::index::{Key, Value};
 use super::log::{HEADER_LEN, Step};
 use super::open::for_each_key;
@@ -39,22 +39,23 @@ impl VerifyReport {
     }
 }
 
-/// Checks everything. Changes nothing; keep writers away meanwhile, or their newest events count as problems.
+/// Checks everything and changes nothing. Writers wait meanwhile.
 ///
 /// `progress` is told bytes done and bytes in all.
 ///
 /// # Errors
 /// When the log cannot be read at all; damage is not an error but in the report.
 pub fn verify(store: &EmbeddedStore, progress: &dyn Fn(u64, u64)) -> Result<VerifyReport, StoreError> {
-    let shared = store.shared();
+    let (state, files) = store.writer_and_files();
+    let files = &*files;
     let mut report = VerifyReport::default();
     let mut expected_entries = 0;
-    let mut reader = shared.log.reader(HEADER_LEN);
+    let mut reader = files.log.reader(HEADER_LEN);
     let mut told = 0;
     while let Some(step) = reader.next()? {
         match step {
             Step::Record(offset, len, Record::Put(event)) => {
-                expected_entries += check_event(shared, &event, Place::new(offset, len), &mut report)?;
+                expected_entries += check_event(files, &event, Place::new(offset, len), &mut report)?;
             }
             Step::Record(..) => {}
             Step::Damaged { offset, len } | Step::TornTail { offset, len } => {
@@ -65,36 +66,35 @@ pub fn verify(store: &EmbeddedStore, progress: &dyn Fn(u64, u64)) -> Result<Veri
         }
         if reader.offset() >= told + PROGRESS_BYTES {
             told = reader.offset();
-            progress(told, shared.log.end());
+            progress(told, files.log.end());
         }
     }
-    check_index(shared, expected_entries, &mut report)?;
-    if report.events != store.writer().events {
-        let counted = store.writer().events;
-        report.problem(format!("index: it counts {counted} events, and {} are there", report.events));
+    check_index(files, expected_entries, &mut report)?;
+    if report.events != state.events {
+        report.problem(format!("index: it counts {} events, and {} are there", state.events, report.events));
     }
     Ok(report)
 }
 
 /// Checks one record and what the index has for it. Returns how many entries belong to it.
 fn check_event(
-    shared: &Shared,
+    files: &Files,
     event: &StoredEvent<'_>,
     place: Place,
     report: &mut VerifyReport,
 ) -> Result<u64, StoreError> {
-    let stored_at = shared.index.get(&schema::by_id(&event.id))?.as_ref().and_then(schema::place);
+    let stored_at = files.index.get(&schema::by_id(&event.id))?.as_ref().and_then(schema::place);
     if stored_at != Some(place) {
         return Ok(0); // removed, or stored again later
     }
     report.events += 1;
     check_json(event, place, report);
-    if !shared.bloom.contains(&event.id.0) {
+    if !files.bloom.contains(&event.id.0) {
         report.problem(format!("filter on ids: event {} is missing", event.id));
     }
     let entries: BTreeMap<Key, Option<Value>> = schema::entries(event, place).into_iter().collect();
     for (key, value) in &entries {
-        if shared.index.get(key)? != *value {
+        if files.index.get(key)? != *value {
             report.problem(format!("index: an entry of event {} is missing or wrong ({key:?})", event.id));
         }
     }
@@ -121,9 +121,9 @@ fn check_json(event: &StoredEvent<'_>, place: Place, report: &mut VerifyReport) 
 }
 
 /// Counts the index's entries: none missing was found above, so a surplus points at nothing that is stored.
-fn check_index(shared: &Shared, expected: u64, report: &mut VerifyReport) -> Result<(), StoreError> {
+fn check_index(files: &Files, expected: u64, report: &mut VerifyReport) -> Result<(), StoreError> {
     let (from, to) = schema::everything();
-    for_each_key(&shared.index, from, to, |key| report.entries += u64::from(!schema::is_counter(key)))?;
+    for_each_key(&files.index, from, to, |key| report.entries += u64::from(!schema::is_counter(key)))?;
     if report.entries != expected {
         let found = report.entries;
         report.problem(format!("index: it has {found} entries, and the stored events have {expected}"));

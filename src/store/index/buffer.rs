@@ -14,7 +14,7 @@ use std::io;
 use std::iter::Peekable;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::{Change, Index, IndexError, Key, Value};
@@ -37,6 +37,8 @@ pub type OnMerged = Box<dyn Fn(u64) -> io::Result<()> + Send + Sync>;
 /// One writer calls [`apply`](BufferedIndex::apply); any number of threads read.
 pub struct BufferedIndex {
     shared: Arc<Shared>,
+    /// The merge thread, until it has been joined.
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 struct Shared {
@@ -101,7 +103,7 @@ impl BufferedIndex {
             merging: Mutex::new(()),
         });
         let merger = Arc::clone(&shared);
-        thread::Builder::new()
+        let thread = thread::Builder::new()
             .name("index-merge".into())
             .spawn(move || {
                 merger.run();
@@ -109,10 +111,13 @@ impl BufferedIndex {
                 merger.merger_changed.notify_all();
             })
             .map_err(|source| IndexError::Io { what: "starting the index merge thread", source })?;
-        Ok(BufferedIndex { shared })
+        Ok(BufferedIndex { shared, thread: Mutex::new(Some(thread)) })
     }
 
     /// The value of `key`, the newest one wherever it is.
+    ///
+    /// # Panics
+    /// On more than [`KEY_BYTES_MAX`](super::KEY_BYTES_MAX) bytes.
     ///
     /// # Errors
     /// [`IndexError`] when the key is not buffered and the engine cannot read.
@@ -126,6 +131,9 @@ impl BufferedIndex {
 
     /// Appends up to `limit` entries with `from <= key < to`, in key order. Removed keys
     /// do not count. Batches applied meanwhile may show in the later part only.
+    ///
+    /// # Panics
+    /// On bounds of more than [`KEY_BYTES_MAX`](super::KEY_BYTES_MAX) bytes.
     ///
     /// # Errors
     /// [`IndexError`] when the engine cannot read; `out` then holds a prefix of the answer.
@@ -212,10 +220,21 @@ impl BufferedIndex {
     /// # Errors
     /// [`IndexError`] when the engine cannot write.
     pub fn close(&self, deadline: Instant) -> Result<bool, IndexError> {
-        if !self.shared.stop_merger(deadline) {
+        if !self.stop_thread(deadline) {
             return Ok(false);
         }
         self.merge_now(&|| Instant::now() >= deadline)
+    }
+
+    /// Ends the merge thread. False when it did not end until a little beyond `deadline`.
+    fn stop_thread(&self, deadline: Instant) -> bool {
+        let ended = self.shared.stop_merger(deadline);
+        if ended && let Some(thread) = lock(&self.thread).take() {
+            // Only its share in the engine is left to be dropped, and whoever drops us
+            // relies on the engine being closed after that.
+            let _ = thread.join();
+        }
+        ended
     }
 
     /// Why merging fails at present; `None` when all is well.
@@ -240,7 +259,7 @@ impl BufferedIndex {
 
 impl Drop for BufferedIndex {
     fn drop(&mut self) {
-        self.shared.stop_merger(Instant::now());
+        self.stop_thread(Instant::now());
     }
 }
 
