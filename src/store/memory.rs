@@ -191,10 +191,6 @@ impl Store for MemoryStore {
         Ok(Box::new(MemoryScan { store: self.clone(), rows, next: 0, end, all }))
     }
 
-    fn position(&self) -> Position {
-        Position(self.kept().stored_ever)
-    }
-
     fn stats(&self) -> StoreStats {
         StoreStats { events: self.kept().events.len() as u64, ..StoreStats::default() }
     }
