@@ -200,8 +200,7 @@ mod tests {
     use crate::store::memory::MemoryStore;
 
     fn ingest() -> Ingest {
-        let mut config = Config::default();
-        config.service_url = "wss://relay.example.com".to_owned();
+        let mut config = Config { service_url: "wss://relay.example.com".to_owned(), ..Config::default() };
         config.limits.event_tags_max = 3;
         config.limits.content_chars_max = 5;
         config.limits.created_at_behind_secs_max = 1_000;

@@ -53,7 +53,7 @@ struct Shared {
 
 #[derive(Default)]
 struct Queue {
-    submissions: VecDeque<Box<Submission>>,
+    submissions: VecDeque<Submission>,
     bytes: usize,
     /// Who waits for room.
     blocked: Vec<Waker>,
@@ -63,7 +63,7 @@ struct Queue {
 
 /// What the writer does next.
 struct Work {
-    batch: Vec<Box<Submission>>,
+    batch: Vec<Submission>,
     sweep: bool,
 }
 
@@ -130,7 +130,7 @@ impl Writer {
         // The thread waits only on an empty queue, and a needless wake is a system call.
         let may_wait = queue.submissions.is_empty();
         queue.bytes += bytes;
-        queue.submissions.push_back(submission);
+        queue.submissions.push_back(*submission);
         drop(queue);
         if may_wait {
             self.shared.changed.notify_one();
@@ -185,10 +185,10 @@ impl Shared {
 }
 
 impl Queue {
-    fn take(&mut self, events_max: usize) -> Vec<Box<Submission>> {
+    fn take(&mut self, events_max: usize) -> Vec<Submission> {
         let portion = events_max.min(self.submissions.len());
-        let batch: Vec<Box<Submission>> = self.submissions.drain(..portion).collect();
-        self.bytes -= batch.iter().map(|submission| submission.bytes()).sum::<usize>();
+        let batch: Vec<Submission> = self.submissions.drain(..portion).collect();
+        self.bytes -= batch.iter().map(Submission::bytes).sum::<usize>();
         self.blocked.drain(..).for_each(Waker::wake);
         batch
     }
@@ -238,10 +238,9 @@ enum Outcome {
 }
 
 impl Batch {
-    fn new(submissions: Vec<Box<Submission>>) -> Batch {
+    fn new(submissions: Vec<Submission>) -> Batch {
         let mut batch = Batch::default();
-        for submission in submissions {
-            let Submission { event, reply } = *submission;
+        for Submission { event, reply } in submissions {
             let is_ephemeral = event.kind.is_ephemeral();
             batch.order.push((reply, is_ephemeral));
             if is_ephemeral { &mut batch.ephemeral } else { &mut batch.stored }.push(event);
@@ -280,7 +279,7 @@ impl Loop {
         }
     }
 
-    fn write(&mut self, submissions: Vec<Box<Submission>>) {
+    fn write(&mut self, submissions: Vec<Submission>) {
         let now = self.clock.now();
         let batch = Batch::new(submissions);
         let (outcomes, end) = self.store(&batch.stored, now);

@@ -9,8 +9,8 @@ const PING: u8 = 0x9;
 /// Every frame is the only one of its message.
 const FINAL: u8 = 0x80;
 
-/// Capacity that is kept when everything is written.
-const IDLE_BYTES_MAX: usize = 0;
+/// Longest header of a server's frame.
+const HEADER_BYTES_MAX: usize = 10;
 
 /// Bytes on their way to a socket.
 #[derive(Debug, Default)]
@@ -20,6 +20,11 @@ pub struct Frames {
 }
 
 impl Frames {
+    /// Makes room for `frames` frames with `bytes` bytes of payload in all.
+    pub fn reserve(&mut self, bytes: usize, frames: usize) {
+        self.bytes.reserve(bytes + frames * (HEADER_BYTES_MAX + 1));
+    }
+
     /// Adds a text message.
     pub fn text(&mut self, text: &str) {
         self.header(TEXT, text.len());
@@ -62,9 +67,8 @@ impl Frames {
     pub fn advance(&mut self, len: usize) {
         self.written += len;
         if self.written >= self.bytes.len() {
-            self.written = 0;
-            self.bytes.clear();
-            self.bytes.shrink_to(IDLE_BYTES_MAX);
+            // The memory goes too: most connections are silent most of the time.
+            *self = Frames::default();
         }
     }
 

@@ -44,8 +44,8 @@ pub struct Shaken {
     pub socket: TcpStream,
     /// What the client sent behind its request.
     pub read: Bytes,
-    /// Held as long as the connection.
-    pub place: Place,
+    /// Place of the client behind a trusted proxy; to be held as long as the connection.
+    pub forwarded: Place,
 }
 
 /// Where the answer to an upgrade leaves what the connection goes on with.
@@ -58,6 +58,12 @@ impl Http {
         let document = serde_json::to_vec(&info).expect("strings and numbers become JSON").into();
         let places = Places::new(config.limits.connections_per_ip_max);
         Http { config, info, document, places }
+    }
+
+    /// A place for a connection from `peer`, if that address has one left. Proxies that are trusted have always one:
+    /// their clients are counted once they are known.
+    pub fn admit(&self, peer: IpAddr) -> Option<Place> {
+        if self.config.limits.trusts_proxy(peer) { Some(Place::unlimited()) } else { self.places.take(peer) }
     }
 
     /// Serves the one request of a connection. Returns the socket if it asked for a WebSocket.
@@ -79,9 +85,9 @@ impl Http {
             tracing::debug!(%error, "no HTTP");
             return None;
         }
-        let (upgrade, place) = slot.into_inner().unwrap_or_else(PoisonError::into_inner)?;
+        let (upgrade, forwarded) = slot.into_inner().unwrap_or_else(PoisonError::into_inner)?;
         let parts = upgrade.await.ok()?.downcast::<TokioIo<TcpStream>>().ok()?;
-        Some(Shaken { socket: parts.io.into_inner(), read: parts.read_buf, place })
+        Some(Shaken { socket: parts.io.into_inner(), read: parts.read_buf, forwarded })
     }
 
     fn answer(&self, request: Request<Incoming>, peer: IpAddr, slot: &Slot) -> Response<Full<Bytes>> {
@@ -120,8 +126,11 @@ impl Http {
             Ok(accept) => accept,
             Err(refusal) => return *refusal,
         };
-        let client = self.client_ip(request.headers(), peer);
-        let Some(place) = self.places.take(client) else {
+        let place = match self.forwarded_ip(request.headers(), peer) {
+            Some(client) => self.places.take(client),
+            None => Some(Place::unlimited()),
+        };
+        let Some(place) = place else {
             return text(StatusCode::TOO_MANY_REQUESTS, "too many connections from your address\n");
         };
         let upgrade = hyper::upgrade::on(&mut request);
@@ -135,21 +144,21 @@ impl Http {
         response
     }
 
-    /// Whose connection this is: a trusted proxy says so, in the last entry that is not itself such a proxy.
-    fn client_ip(&self, headers: &HeaderMap, peer: IpAddr) -> IpAddr {
+    /// Whose connection a trusted proxy forwards: the last entry of its list that is not such a proxy itself. `None`
+    /// where the peer is no trusted proxy, or does not say.
+    fn forwarded_ip(&self, headers: &HeaderMap, peer: IpAddr) -> Option<IpAddr> {
         let limits = &self.config.limits;
         if !limits.trusts_proxy(peer) {
-            return peer;
+            return None;
         }
         let forwarded = headers.get_all("x-forwarded-for").into_iter().filter_map(|value| value.to_str().ok());
         let mut chain: Vec<&str> = forwarded.flat_map(|value| value.split(',')).map(str::trim).collect();
         if chain.is_empty() {
             chain.extend(headers.get("x-real-ip").and_then(|value| value.to_str().ok()));
         }
-        let stated = chain.iter().rev().map_while(|entry| entry.parse::<IpAddr>().ok());
-        let mut client = peer;
-        for ip in stated {
-            client = ip;
+        let mut client = None;
+        for ip in chain.iter().rev().map_while(|entry| entry.parse::<IpAddr>().ok()) {
+            client = Some(ip);
             if !limits.trusts_proxy(ip) {
                 break;
             }

@@ -30,11 +30,12 @@ use crate::relay::{Clock, Relay};
 use crate::store::Store;
 use connection::Connection;
 use http::Http;
+use places::Place;
 
 /// Pause after the system refused a connection, usually for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Sent instead of an HTTP answer to those who come when every place is taken.
+/// Sent unasked to those for whom there is no place, all or their address's.
 const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
 
 /// A relay that listens.
@@ -107,13 +108,15 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, mut stopping: watch:
             _ = stopping.wait_for(|stop| *stop) => return connections,
         };
         match accepted {
-            Ok((socket, peer)) if connections.len() < connections_max => {
-                connections.spawn(serve(socket, peer, shared.clone(), stopping.clone()));
-            }
-            Ok((socket, _)) => {
-                tracing::debug!(connections_max, "a connection was refused: all places are taken");
-                let _ = socket.try_write(FULL);
-            }
+            Ok((socket, peer)) => match shared.http.admit(peer.ip()) {
+                Some(place) if connections.len() < connections_max => {
+                    connections.spawn(serve(socket, place, peer, shared.clone(), stopping.clone()));
+                }
+                _ => {
+                    tracing::debug!(connections = connections.len(), "a connection was refused for want of places");
+                    let _ = socket.try_write(FULL);
+                }
+            },
             Err(error) => {
                 tracing::warn!(%error, "accepting a connection failed");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -123,7 +126,13 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, mut stopping: watch:
 }
 
 /// One connection, from its first byte to its last.
-async fn serve(socket: TcpStream, peer: SocketAddr, shared: Arc<Shared>, mut stopping: watch::Receiver<bool>) {
+async fn serve(
+    socket: TcpStream,
+    place: Place,
+    peer: SocketAddr,
+    shared: Arc<Shared>,
+    mut stopping: watch::Receiver<bool>,
+) {
     // Answers must not wait for the client's acknowledgement of the one before.
     if let Err(error) = socket.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY was refused");
@@ -145,7 +154,7 @@ async fn serve(socket: TcpStream, peer: SocketAddr, shared: Arc<Shared>, mut sto
     }
     drop(stopping);
     Connection::new(shared.relay.clone(), outbox, shaken.socket, &shaken.read).await.run().await;
-    drop(shaken.place);
+    drop((place, shaken.forwarded));
 }
 
 impl Shared {

@@ -28,7 +28,7 @@ impl Places {
     pub fn take(&self, ip: IpAddr) -> Option<Place> {
         let ip = subscriber(ip);
         if self.per_ip_max == 0 || ip.is_loopback() {
-            return Some(Place { of: None });
+            return Some(Place::unlimited());
         }
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         let count = taken.entry(ip).or_insert(0);
@@ -37,6 +37,13 @@ impl Places {
         }
         *count += 1;
         Some(Place { of: Some((ip, self.clone())) })
+    }
+}
+
+impl Place {
+    /// A place that is taken from nobody.
+    pub fn unlimited() -> Place {
+        Place { of: None }
     }
 }
 
