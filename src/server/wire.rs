@@ -15,6 +15,9 @@ use super::frames::Frames;
 /// Bytes thrown away at most while a closed connection's client finishes what it was sending.
 const LINGER_BYTES_MAX: usize = 16 * 1024 * 1024;
 
+/// Bytes thrown away in one go.
+const LINGER_READ_BYTES: usize = 4 * 1024;
+
 /// A socket with the frames that wait for it.
 #[derive(Debug)]
 pub struct Wire {
@@ -48,7 +51,7 @@ impl Wire {
     pub async fn finish(&mut self) -> io::Result<()> {
         std::future::poll_fn(|cx| self.poll_drain(cx)).await?;
         self.socket.shutdown().await?;
-        let mut scratch = [0; 1024];
+        let mut scratch = vec![0; LINGER_READ_BYTES];
         let mut left = LINGER_BYTES_MAX;
         while left > 0 {
             let len = self.socket.read(&mut scratch).await?;
