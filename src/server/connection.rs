@@ -52,6 +52,8 @@ pub struct Connection {
     /// Rests of queries whose pages are being written.
     resting: Vec<Job>,
     stopping: bool,
+    /// Whether the socket did not take all that was to be written.
+    blocked: bool,
     /// Which side is looked at first; they take turns.
     socket_first: bool,
 }
@@ -101,6 +103,7 @@ impl Connection {
             submission: None,
             resting: Vec::new(),
             stopping: false,
+            blocked: false,
             socket_first: true,
         }
     }
@@ -161,13 +164,15 @@ impl Connection {
     }
 
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let drained = self.socket.get_mut().poll_drain(cx)?;
-        drained.map(|wrote| {
-            if wrote {
-                self.idle.seen(Instant::now());
-            }
-            Ok(())
-        })
+        let wire = self.socket.get_mut();
+        let waiting = wire.frames.unwritten().len();
+        let drained = wire.poll_drain(cx);
+        // A slow reader that goes on taking is alive. What the system merely buffers says nothing about the client.
+        if self.blocked && wire.frames.unwritten().len() < waiting {
+            self.idle.seen(Instant::now());
+        }
+        self.blocked = drained.is_pending();
+        drained
     }
 
     fn poll_socket(&mut self, cx: &mut Context<'_>, writable: bool) -> Poll<Step> {

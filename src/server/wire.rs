@@ -32,18 +32,16 @@ impl Wire {
         Wire { socket, frames: Frames::default() }
     }
 
-    /// Writes what waits. Ready when all is written, with whether there was anything.
-    pub fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
-        let mut wrote = false;
+    /// Writes what waits. Ready when all is written.
+    pub fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.frames.unwritten().is_empty() {
             let len = ready!(Pin::new(&mut self.socket).poll_write(cx, self.frames.unwritten()))?;
             if len == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             self.frames.advance(len);
-            wrote = true;
         }
-        Poll::Ready(Ok(wrote))
+        Poll::Ready(Ok(()))
     }
 
     /// Writes what waits, ends the sending side, and reads on until the client has ended its side. A socket that
