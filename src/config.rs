@@ -163,8 +163,6 @@ pub struct Storage {
     pub index_run_entries_max: usize,
     /// MiB of index pages in memory; 0 = by the budget, see [`Config::index_cache_bytes`].
     pub index_cache_mb: usize,
-    /// Bits an event in the id filter.
-    pub bloom_bits_per_id: usize,
     /// Time in which the index must open before it is rebuilt, seconds.
     pub index_open_timeout_secs: u64,
     /// Time between sweeps for expired events, seconds.

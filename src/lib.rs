@@ -1,4 +1,64 @@
-//! sledge: a Nostr relay and sync engine.
+//! sledge: a Nostr relay and sync engine in one small binary. This page is its architecture.
+//!
+//! Events live in one append-only file, the event log. sled indexes it and can be thrown away at any time. A WebSocket
+//! server, a command line and (later) a sync client stand on top. A message travels down once and answers up once.
+//!
+//! # Rooms
+//!
+//! Imports point down only; a test (`tests/it/layering.rs`) fails on one that points up.
+//!
+//! ```text
+//!  4   main → cli → error
+//!              │
+//!  3        server               sockets: accept, HTTP, WebSocket, one task a connection
+//!              │
+//!  2         relay               the one write path, live fan-out, queries in turns; no sockets, no HTTP
+//!              │
+//!  1         store               alone knows bytes on disk
+//!              │
+//!  0   protocol   config         protocol is pure; config is plain data, checked once
+//! ```
+//!
+//! - [`protocol`]: events, filters, messages, and the verdicts between events. No clock, no disk, no task: what time it
+//!   is comes in as an argument. [`protocol::Verified`] is the only thing a store accepts, and only
+//!   [`protocol::verify`] makes one.
+//! - [`store`]: the [`store::Store`] trait and the embedded store behind it: [`store::log`] (bytes of the event log),
+//!   [`store::record`] (bytes of one record), [`store::schema`] (every key of the index), [`store::index`] (sled, the
+//!   write buffer in front of it, the filter on ids), [`store::plan`] and [`store::merge`] (from a filter to one stream,
+//!   newest first). [`store::memory`] is the oracle: a vector and the reference meaning.
+//! - [`relay`]: ingest stages, the writer thread, the live index, the query threads, the sweeper for expired events.
+//! - [`server`]: one port for WebSocket, NIP-11 and a landing page.
+//! - [`cli`]: one file a command. [`config`]: `sync.toml`. [`error`]: what a caller of the crate can meet.
+//!
+//! # The walk of an EVENT
+//!
+//! `server::connection` takes one frame → `protocol::message` parses it → `server::peer` decides what it asks for →
+//! `relay::ingest` runs the stages, cheapest first: limits, policy, id, already stored, signature (25 µs, in the
+//! connection's own task) → the bounded queue of `relay::writer` (when it is full, the socket is not read) → the writer
+//! thread gathers what waits into a batch → [`store::Store::apply`]: judged one after the other, appended to the log,
+//! **fdatasync**, visible in the index's write buffer → only now the `OK`s go out and `relay::fanout` gets the events.
+//! An `OK true` therefore means that the event survives a power cut.
+//!
+//! # The walk of a REQ
+//!
+//! `server::peer` checks caps → `relay::fanout` registers the subscription and says up to which point the store has
+//! everything that will not come live → `relay::query` reads up to that point, page by page, a time slice at a time;
+//! the connection hands the rest of the query back when it has written a page → EOSE with NIP-67's hint → live events
+//! that were held meanwhile, then each as it is stored. Nothing comes twice and nothing is missed, without comparing
+//! ids: the point divides stored from live.
+//!
+//! # What a crash leaves
+//!
+//! A log whose last write may be torn: it is cut off at the next start. An index that reaches up to some offset of the
+//! log: the rest is replayed. Bytes that a deletion promised to erase: the removal in the log names them, and they are
+//! erased at the next start. A generation that was being written by compaction: `CURRENT` still names the old one.
+//!
+//! # Threads
+//!
+//! tokio's workers (sockets, parsing, signatures), one writer, a few query threads, one index merger. Every queue, page,
+//! frame and retry between them has a named bound in `sync.toml` or beside the code. Nothing waits on a slow reader but
+//! that reader.
+
 pub mod cli;
 pub mod config;
 pub mod error;

@@ -36,7 +36,7 @@ fn limit_ranges(config: &Config) -> Vec<Range> {
         ("limits.idle_timeout_secs", l.idle_timeout_secs, 2..=DAY_SECS),
         ("limits.stop_timeout_ms", l.stop_timeout_ms, 100..=600_000),
         // Below this not even small contact lists pass; above it one message is a good part of a Pi's memory.
-        ("limits.frame_bytes_max", l.frame_bytes_max as u64, 4 * KIB..=16 * MIB),
+        ("limits.frame_bytes_max", l.frame_bytes_max as u64, 4 * KIB..=8 * MIB),
         ("limits.event_tags_max", l.event_tags_max as u64, 1..=1_000_000),
         ("limits.content_chars_max", l.content_chars_max as u64, 1..=16 * MIB),
         ("limits.created_at_ahead_secs_max", l.created_at_ahead_secs_max, 0..=HUNDRED_YEARS_SECS),
@@ -64,7 +64,6 @@ fn storage_ranges(config: &Config) -> Vec<Range> {
         ("storage.writer_queue_bytes_max", s.writer_queue_bytes_max as u64, 4 * KIB..=1024 * MIB),
         ("storage.index_run_entries_max", s.index_run_entries_max as u64, 0..=50_000_000),
         ("storage.index_cache_mb", s.index_cache_mb as u64, 0..=65_536),
-        ("storage.bloom_bits_per_id", s.bloom_bits_per_id as u64, 4..=32),
         ("storage.index_open_timeout_secs", s.index_open_timeout_secs, 1..=DAY_SECS),
         ("storage.expiry_sweep_secs", s.expiry_sweep_secs, 1..=DAY_SECS),
     ]
@@ -143,11 +142,11 @@ mod tests {
         for (text, expected) in [
             (
                 "[limits]\nframe_bytes_max = 5\n",
-                "my.toml:2: limits.frame_bytes_max: must be from 4096 to 16777216, not 5",
+                "my.toml:2: limits.frame_bytes_max: must be from 4096 to 8388608, not 5",
             ),
             (
-                "[storage]\n# many\nbloom_bits_per_id = 33\n",
-                "my.toml:3: storage.bloom_bits_per_id: must be from 4 to 32, not 33",
+                "[storage]\n# never\nexpiry_sweep_secs = 0\n",
+                "my.toml:3: storage.expiry_sweep_secs: must be from 1 to 86400, not 0",
             ),
             ("memory.budget_mb = 1\n", "my.toml:1: memory.budget_mb: must be from 16 to 65536, not 1"),
             (

@@ -3,7 +3,7 @@
 
 use std::cmp::Ordering;
 
-use super::{Event, EventId, Kind, PublicKey};
+use super::{Event, EventId, Fields, Kind, PublicKey, TagLetter};
 
 /// The slot that a replaceable or addressable event occupies (NIP-01).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -73,24 +73,34 @@ pub enum Target {
     Address(Address),
 }
 
-/// What a deletion request (kind 5) names, its unreadable and foreign `a` tags left out.
+/// What one indexed tag of a deletion request by `requester` names; nothing if it is unreadable or a foreign address.
 ///
 /// Whether an `e` target is the author's own is not known before that event is: see [`may_delete`].
-pub fn deletion_targets(request: &Event) -> impl Iterator<Item = Target> {
-    request.tags.iter().filter_map(|tag| match (tag.name(), tag.value()?) {
-        ("e", id) => EventId::from_hex(id).map(Target::Event),
-        ("a", address) => {
-            let address = Address::parse(address).filter(|address| address.pubkey == request.pubkey)?;
+pub fn deletion_target(requester: &PublicKey, letter: TagLetter, value: &str) -> Option<Target> {
+    match letter.as_byte() {
+        b'e' => EventId::from_hex(value).map(Target::Event),
+        b'a' => {
+            let address = Address::parse(value).filter(|address| address.pubkey == *requester)?;
             Some(Target::Address(address))
         }
         _ => None,
-    })
+    }
+}
+
+/// What a deletion request (kind 5) names.
+pub fn deletion_targets(request: &Event) -> impl Iterator<Item = Target> {
+    let indexed = request.tags.iter().filter_map(|tag| tag.indexed());
+    indexed.filter_map(|(letter, value)| deletion_target(&request.pubkey, letter, value))
 }
 
 /// Whether a deletion request by `requester` reaches `event` by its id: its author may, and for a gift wrap, whose
 /// author is a throw-away key, its recipient. Deletion requests and requests to vanish stay.
-pub fn may_delete(requester: &PublicKey, event: &Event) -> bool {
-    !event.kind.is_undeletable() && deleters(event).any(|key| key == *requester)
+pub fn may_delete(requester: &PublicKey, event: &impl Fields) -> bool {
+    let is_recipient = || {
+        let hex = requester.to_hex();
+        event.kind() == Kind::GIFT_WRAP && event.has_tag(TagLetter::P, &mut |value| value == hex)
+    };
+    !event.kind().is_undeletable() && (event.pubkey() == requester || is_recipient())
 }
 
 /// The keys whose deletion request removes this event.

@@ -10,6 +10,9 @@ use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error, SeqAccess, Vi
 pub struct TagLetter(u8);
 
 impl TagLetter {
+    /// The `p` of keys that an event refers to.
+    pub const P: TagLetter = TagLetter(b'p');
+
     /// The letter that is the whole of `name`, if it is one.
     pub fn from_name(name: &str) -> Option<Self> {
         match name.as_bytes() {

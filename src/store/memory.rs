@@ -87,7 +87,7 @@ impl Kept {
         match target {
             Target::Event(id) => {
                 self.deleted_ids.insert((request.pubkey, id));
-                self.events.retain(|(_, old)| old.id != id || !supersede::may_delete(&request.pubkey, old));
+                self.events.retain(|(_, old)| old.id != id || !supersede::may_delete(&request.pubkey, &**old));
             }
             Target::Address(address) => {
                 self.events.retain(|(_, old)| {

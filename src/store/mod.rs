@@ -2,7 +2,21 @@
 //!
 //! Calls block: they belong on the writer thread and the query threads, never on an async worker.
 
+mod batch;
+pub mod compact;
+pub mod dir;
+pub mod embedded;
+pub mod fault;
+pub mod index;
+pub mod log;
 pub mod memory;
+pub mod merge;
+pub mod open;
+pub mod plan;
+pub mod record;
+mod scan;
+pub mod schema;
+pub mod verify;
 
 use std::time::Instant;
 
@@ -141,6 +155,14 @@ pub enum StoreError {
     /// The disk has no room for the write; nothing was stored, reading goes on.
     #[error("the disk is full")]
     DiskFull,
+    /// The disk cannot hold what an operation would need for a while.
+    #[error("{needed_bytes} bytes are needed and {free_bytes} are free; make room and try again")]
+    NoRoom {
+        /// Bytes needed.
+        needed_bytes: u64,
+        /// Bytes free.
+        free_bytes: u64,
+    },
     /// A write failed in a way that leaves the disk's state unknown; writing stops until the next start, reading goes on.
     #[error("writing stopped after a disk error ({0}); restart the relay once the disk is well")]
     Poisoned(String),
@@ -152,11 +174,18 @@ pub enum StoreError {
     Damaged(String),
 }
 
+impl From<index::IndexError> for StoreError {
+    fn from(error: index::IndexError) -> Self {
+        StoreError::Damaged(format!("the index: {error}; a restart rebuilds it from the event log"))
+    }
+}
+
 /// What keeps events. The embedded store and Postgres answer alike: one conformance suite runs against both.
 pub trait Store: Send + Sync {
     /// Judges and stores a batch, durably, in order: a later event sees the earlier ones. One caller at a time.
     ///
-    /// Returns only after what was stored survives a power cut. Ephemeral events must not be passed.
+    /// Returns only after what was stored survives a power cut. Ephemeral events must not be passed. An empty batch
+    /// stores nothing and tells the present end.
     ///
     /// # Errors
     /// Nothing of the batch is stored or visible then.

@@ -1,0 +1,297 @@
+//! One batch of writes: judged event by event, each seeing the earlier ones, then made durable at once.
+
+use std::collections::BTreeMap;
+
+use crate::protocol::supersede::{
+    self, Address, Known, Target, Verdict, Version, deleters, deletion_targets, judge, may_delete,
+};
+use crate::protocol::{Event, EventId, Kind, PublicKey, Verified};
+
+use super::embedded::{Files, WriterState};
+use super::fault;
+use super::index::{Change, Key, Value};
+use super::log::Erasure;
+use super::merge::Merge;
+use super::record::{self, PAYLOAD_BYTES_MAX, Record, Removed, StoredEvent};
+use super::schema::{self, Place, Prefix};
+use super::{Removal, StoreError};
+
+/// Writes that are judged and encoded but not yet in the log.
+pub(super) struct Batch<'s> {
+    files: &'s Files,
+    state: &'s mut WriterState,
+    /// Where `records` will begin in the log.
+    base: u64,
+    records: Vec<u8>,
+    changes: BTreeMap<Key, Option<Value>>,
+    /// Records to overwrite once the batch is durable.
+    erase: Vec<Erasure>,
+    /// Keys that vanish with this batch, and up to when.
+    vanished: Vec<(PublicKey, u64)>,
+    events: u64,
+    dead_bytes: u64,
+}
+
+impl<'s> Batch<'s> {
+    pub(super) fn new(files: &'s Files, state: &'s mut WriterState) -> Self {
+        let (events, dead_bytes) = (state.events, state.dead_bytes);
+        Batch {
+            base: files.log.end(),
+            files,
+            state,
+            records: Vec::new(),
+            changes: BTreeMap::new(),
+            erase: Vec::new(),
+            vanished: Vec::new(),
+            events,
+            dead_bytes,
+        }
+    }
+
+    /// Judges an event and, if it is to be stored, takes it up with all it causes.
+    pub(super) fn add(&mut self, event: &Verified<Event>, now: u64) -> Result<Verdict, StoreError> {
+        let known = self.known(event)?;
+        let verdict = judge(event, &known, now);
+        if verdict == Verdict::Store {
+            self.put(event)?;
+        }
+        Ok(verdict)
+    }
+
+    /// Takes an event out; false when it is not there.
+    pub(super) fn remove(&mut self, id: &EventId, why: Removal) -> Result<bool, StoreError> {
+        match self.place_of(id)? {
+            Some(place) => self.take_out(place, None, why),
+            None => Ok(false),
+        }
+    }
+
+    /// Takes out whatever lies at a place; false when it is gone already.
+    pub(super) fn take_out(&mut self, place: Place, by: Option<EventId>, why: Removal) -> Result<bool, StoreError> {
+        let bytes = self.record_bytes(place)?;
+        let (Record::Put(event), len) = decoded(&bytes)? else { return Ok(false) };
+        let keys: Vec<Key> =
+            schema::entries(&event, Place::new(place.offset, len)).into_iter().map(|(key, _)| key).collect();
+        let before = self.records.len();
+        let removed = Removed::new(&event, by, place.offset, len, why);
+        record::push_remove(&mut self.records, &removed, keys.iter());
+        for key in keys {
+            if self.points_elsewhere(&key, place.offset)? {
+                continue;
+            }
+            self.changes.insert(key, None);
+        }
+        if why.erases() {
+            self.erase.push(Erasure { id: event.id, offset: place.offset, len });
+        }
+        self.events = self.events.saturating_sub(1);
+        self.dead_bytes += u64::from(len) + (self.records.len() - before) as u64;
+        Ok(true)
+    }
+
+    /// Makes the batch durable, then visible.
+    pub(super) fn commit(mut self) -> Result<(), StoreError> {
+        if self.records.is_empty() {
+            return Ok(());
+        }
+        self.files.index.wait_for_room()?;
+        self.files.log.append(&self.records)?;
+        let end = self.files.log.end();
+        self.changes.extend(schema::counters(self.events, self.dead_bytes, end));
+        let changes: Vec<Change> = self.changes.into_iter().collect();
+        self.files.index.apply(&changes, end)?;
+        fault::point("index.applied");
+        self.state.events = self.events;
+        self.state.dead_bytes = self.dead_bytes;
+        for (pubkey, until) in self.vanished {
+            self.state.vanish(&pubkey, until);
+        }
+        if !self.erase.is_empty() {
+            self.files.log.erase(&self.erase)?;
+        }
+        Ok(())
+    }
+
+    /// What bears on an incoming event. The filter on ids spares the look-ups for ids never heard of.
+    fn known(&self, event: &Event) -> Result<Known, StoreError> {
+        let heard_of = self.files.bloom.contains(&event.id.0);
+        let stored = heard_of && self.get(&schema::by_id(&event.id))?.is_some();
+        if stored {
+            return Ok(Known { stored, ..Known::default() });
+        }
+        let address = Address::of(event);
+        Ok(Known {
+            stored,
+            current: address
+                .as_ref()
+                .map(|address| self.current(address))
+                .transpose()?
+                .flatten()
+                .map(|(version, _)| version),
+            deleted_by_id: heard_of && self.is_deleted(event)?,
+            address_deleted_until: match &address {
+                Some(address) => {
+                    let (from, to) = schema::deleted_address_range(address);
+                    self.first_in(&from, &to)?.and_then(|key| schema::request_created_at(&key))
+                }
+                None => None,
+            },
+            vanished_until: deleters(event).filter_map(|key| self.vanished_until(&key)).max(),
+        })
+    }
+
+    fn is_deleted(&self, event: &Event) -> Result<bool, StoreError> {
+        for requester in deleters(event) {
+            let (from, to) = schema::deleted_id_range(&event.id, &requester);
+            if self.first_in(&from, &to)?.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn vanished_until(&self, pubkey: &PublicKey) -> Option<u64> {
+        let here = self.vanished.iter().filter(|(vanished, _)| vanished == pubkey).map(|(_, until)| *until);
+        here.chain(self.state.vanished_until(pubkey)).max()
+    }
+
+    /// The version that occupies an address, and where it lies.
+    fn current(&self, address: &Address) -> Result<Option<(Version, Place)>, StoreError> {
+        let Some(place) = self.get(&schema::by_address(address))?.as_ref().and_then(schema::place) else {
+            return Ok(None);
+        };
+        let bytes = self.record_bytes(place)?;
+        match decoded(&bytes)? {
+            (Record::Put(event), _) if event.address().as_ref() == Some(address) => Ok(Some((event.version(), place))),
+            _ => Ok(None),
+        }
+    }
+
+    fn put(&mut self, event: &Verified<Event>) -> Result<(), StoreError> {
+        if record::put_len_bound(event) > PAYLOAD_BYTES_MAX {
+            return Err(StoreError::Damaged(format!("event {} is too large for the log", event.id)));
+        }
+        let replaced = match Address::of(event) {
+            Some(address) => self.current(&address)?.map(|(_, place)| place),
+            None => None,
+        };
+        let offset = self.base + self.records.len() as u64;
+        let start = self.records.len();
+        record::push_put(&mut self.records, event);
+        let place = Place::new(offset, (self.records.len() - start) as u32);
+        let (Record::Put(stored), _) = decoded(&self.records[start..])? else {
+            return Err(StoreError::Damaged(format!("event {} was not encoded as one", event.id)));
+        };
+        self.changes.extend(schema::entries(&stored, place));
+        self.files.bloom.insert(&event.id.0);
+        self.events += 1;
+        if let Some(replaced) = replaced {
+            self.take_out(replaced, Some(event.id), Removal::Replaced)?;
+        }
+        match event.kind {
+            Kind::DELETION => self.delete_targets(event),
+            Kind::VANISH => self.vanish(event),
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes out what a deletion request names and its author may delete (NIP-09).
+    fn delete_targets(&mut self, request: &Event) -> Result<(), StoreError> {
+        for target in deletion_targets(request) {
+            let place = match &target {
+                Target::Event(id) => {
+                    self.files.bloom.insert(&id.0);
+                    self.place_of(id)?
+                }
+                Target::Address(address) => {
+                    let current = self.current(address)?;
+                    current.filter(|(version, _)| version.created_at <= request.created_at).map(|(_, place)| place)
+                }
+            };
+            let Some(place) = place else { continue };
+            let bytes = self.record_bytes(place)?;
+            if let (Record::Put(event), _) = decoded(&bytes)?
+                && may_delete(&request.pubkey, &event)
+            {
+                self.take_out(place, Some(request.id), Removal::Deleted)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes out everything of an author up to the request, and the gift wraps sent to them (NIP-62). Sees what the
+    /// index holds; the caller commits earlier writes first.
+    fn vanish(&mut self, request: &Event) -> Result<(), StoreError> {
+        self.vanished.push((request.pubkey, request.created_at));
+        let inbox = Prefix::tag(crate::protocol::TagLetter::P, &request.pubkey.to_hex());
+        for (prefix, inbox_only) in [(Prefix::author(&request.pubkey), false), (inbox, true)] {
+            let mut merge = Merge::new(vec![prefix], 0, request.created_at);
+            while let Some(candidate) = merge.next(&self.files.index)? {
+                if inbox_only && candidate.kind != Kind::GIFT_WRAP {
+                    continue;
+                }
+                let bytes = self.record_bytes(candidate.place)?;
+                let (Record::Put(event), _) = decoded(&bytes)? else { continue };
+                if vanishes_with(&event, request) && self.changes.get(&schema::by_id(&event.id)) != Some(&None) {
+                    self.take_out(candidate.place, Some(request.id), Removal::Vanished)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn place_of(&self, id: &EventId) -> Result<Option<Place>, StoreError> {
+        Ok(self.get(&schema::by_id(id))?.as_ref().and_then(schema::place))
+    }
+
+    /// Whether a key that only one event can hold belongs to another one by now.
+    fn points_elsewhere(&self, key: &Key, offset: u64) -> Result<bool, StoreError> {
+        if !schema::holds_a_place(key) {
+            return Ok(false);
+        }
+        Ok(self.get(key)?.as_ref().and_then(schema::place).is_some_and(|place| place.offset != offset))
+    }
+
+    fn get(&self, key: &Key) -> Result<Option<Value>, StoreError> {
+        match self.changes.get(key) {
+            Some(value) => Ok(*value),
+            None => Ok(self.files.index.get(key)?),
+        }
+    }
+
+    /// The first key of a range that exists, those of this batch included. Tombstones are only taken out together
+    /// with their request, one by one, so the first few tell.
+    fn first_in(&self, from: &Key, to: &Key) -> Result<Option<Key>, StoreError> {
+        let mut found = Vec::new();
+        let here = self.changes.range(*from..*to).filter(|(_, value)| value.is_some()).map(|(key, _)| *key).next();
+        let gone = self.changes.range(*from..*to).filter(|(_, value)| value.is_none()).count();
+        self.files.index.scan(from, to, gone + 1, &mut found)?;
+        let there = found.into_iter().map(|(key, _)| key).find(|key| !self.changes.contains_key(key));
+        Ok(here.into_iter().chain(there).min())
+    }
+
+    /// The record at a place, which may be one of this very batch.
+    fn record_bytes(&self, place: Place) -> Result<Vec<u8>, StoreError> {
+        if let Some(at) = place.offset.checked_sub(self.base) {
+            let rest = self.records.get(at as usize..).unwrap_or_default();
+            return Ok(rest[..rest.len().min(place.read_len())].to_vec());
+        }
+        let mut bytes = Vec::new();
+        self.files.log.read(place.offset, place.read_len(), &mut bytes)?;
+        Ok(bytes)
+    }
+}
+
+/// Whether a stored event goes with its author's request to vanish: all of the author's own that are not newer,
+/// except the request, and gift wraps to the author.
+fn vanishes_with(event: &StoredEvent<'_>, request: &Event) -> bool {
+    event.created_at <= request.created_at
+        && event.id != request.id
+        && (event.pubkey == request.pubkey || supersede::may_delete(&request.pubkey, event))
+}
+
+fn decoded(bytes: &[u8]) -> Result<(Record<'_>, u32), StoreError> {
+    let (record, len) =
+        record::decode(bytes).map_err(|_| StoreError::Damaged("a record to be changed is damaged".to_owned()))?;
+    Ok((record, len as u32))
+}

@@ -1,0 +1,255 @@
+//! Compaction: a new generation that holds only what is stored, then an atomic switch, while reads and writes go on.
+//!
+//! 1. Copy what is stored up to the log's present end, in its order; the new index is built on the way.
+//! 2. Copy what was written meanwhile, record by record, until little is left. Nothing is left out here, so records
+//!    keep their distance from the end and [`Position`](super::Position)s taken meanwhile stay true.
+//! 3. Hold the writer for a moment, copy the rest, make all durable, let `CURRENT` name the new generation.
+//!
+//! A crash at any moment leaves either the old generation or the new one current, and both are whole. Queries that
+//! have begun go on reading the old files, which are deleted when the last of them is done.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, TryLockError};
+use std::time::{Duration, Instant};
+
+use super::StoreError;
+use super::embedded::{EmbeddedStore, Files, WriterState};
+use super::fault;
+use super::index::Key;
+use super::log::{Erasure, HEADER_LEN, Step};
+use super::open::{self, Replay};
+use super::record::{self, Record, Removed};
+use super::schema::{self, Place};
+
+/// The writer is held for at most about this many bytes of log.
+const REST_BYTES_MAX: u64 = 1 << 20;
+/// After so many rounds of catching up the writer is held for what is left, however much that is.
+const ROUNDS_MAX: u32 = 20;
+/// Bytes of the new log that are written at a time, and after which a pace is kept.
+const STRIDE_BYTES: usize = 1 << 20;
+
+/// How hard compaction works.
+pub struct Pace<'p> {
+    /// Share of the time in which it works rather than rests: 1.0 for a command, less beside a serving relay.
+    pub share: f64,
+    /// Told how far it has come: bytes of the old log done, and in all.
+    pub progress: &'p dyn Fn(u64, u64),
+}
+
+/// What compaction came to.
+#[derive(Clone, Copy, Debug, Default, serde::Serialize)]
+pub struct CompactReport {
+    /// Events that are stored, before as after.
+    pub events: u64,
+    /// Bytes of the old log.
+    pub bytes_before: u64,
+    /// Bytes of the new log.
+    pub bytes_after: u64,
+}
+
+/// Bytes that compaction takes beside the present files, for a while: the live part of the log and a new index.
+pub fn bytes_needed(store: &EmbeddedStore) -> u64 {
+    let (state, files) = store.writer_and_files();
+    files.log.end().saturating_sub(state.dead_bytes) + files.index.bytes_on_disk()
+}
+
+/// Compacts the store.
+///
+/// # Errors
+/// [`StoreError::Damaged`] when the log has damage, which compaction would make final; [`StoreError::NoRoom`] when the
+/// disk cannot hold the new generation; I/O errors. The old generation stays current then.
+pub fn compact(store: &EmbeddedStore, pace: &Pace<'_>) -> Result<CompactReport, StoreError> {
+    let _only_one = match store.compacting.try_lock() {
+        Err(TryLockError::WouldBlock) => return Err(StoreError::InUse("compaction is under way already".to_owned())),
+        guard => guard,
+    };
+    check_room(store)?;
+    let old = store.files();
+    let new = open::new_generation(&store.dir, &store.options, store.writer_and_files().0.events)?;
+    let bytes_before = old.log.end();
+    let built = Copy::new(&old, &new, pace).and_then(|copy| copy.run(store));
+    let state = match built {
+        Ok(state) => state,
+        Err(error) => {
+            new.retired.store(true, Ordering::Relaxed);
+            return Err(error);
+        }
+    };
+    let bytes_after = new.log.end();
+    Ok(CompactReport { events: store.switch_to(new, state)?, bytes_before, bytes_after })
+}
+
+fn check_room(store: &EmbeddedStore) -> Result<(), StoreError> {
+    let needed_bytes = bytes_needed(store);
+    let free_bytes = store.dir.free_bytes()?;
+    if free_bytes < needed_bytes { Err(StoreError::NoRoom { needed_bytes, free_bytes }) } else { Ok(()) }
+}
+
+/// A copy in progress.
+struct Copy<'c> {
+    old: &'c Files,
+    new: &'c Files,
+    pace: &'c Pace<'c>,
+    replay: Replay<'c>,
+    /// Everything of the old log before this was looked at.
+    done: u64,
+    /// Records for the new log that are not written yet.
+    pending: Vec<u8>,
+    erase: Vec<Erasure>,
+    stride_began: Instant,
+}
+
+impl<'c> Copy<'c> {
+    fn new(old: &'c Files, new: &'c Files, pace: &'c Pace<'c>) -> Result<Self, StoreError> {
+        let replay = Replay::new(&new.index, &new.bloom, HEADER_LEN)?;
+        let stride_began = Instant::now();
+        Ok(Copy { old, new, pace, replay, done: HEADER_LEN, pending: Vec::new(), erase: Vec::new(), stride_began })
+    }
+
+    /// Runs to the point where the new generation can take over. The writer waits from then on: the guard is with it.
+    fn run<'s>(mut self, store: &'s EmbeddedStore) -> Result<super::embedded::WriterGuard<'s>, StoreError> {
+        fault::point("compact.begin");
+        self.copy(self.old.log.end(), Self::is_stored)?;
+        fault::point("compact.copied");
+        for _ in 0..ROUNDS_MAX {
+            let end = self.old.log.end();
+            if end - self.done <= REST_BYTES_MAX {
+                break;
+            }
+            self.copy(end, |_, _, _| Ok(true))?;
+        }
+        self.write_pending()?;
+        self.replay.flush()?;
+        self.new.index.merge_now(&|| false)?;
+        fault::point("compact.caught_up");
+        let (state, _) = store.writer_and_files();
+        self.copy(self.old.log.end(), |_, _, _| Ok(true))?;
+        self.write_pending()?;
+        self.replay.flush()?;
+        self.new.log.sync()?;
+        if !self.erase.is_empty() {
+            self.new.log.erase(&self.erase)?;
+        }
+        fault::point("compact.synced");
+        Ok(state)
+    }
+
+    /// Copies the records of the old log up to `end` that `keep` wants. Removals go along where everything does.
+    fn copy(
+        &mut self,
+        end: u64,
+        keep: fn(&Self, &Record<'_>, Place) -> Result<bool, StoreError>,
+    ) -> Result<(), StoreError> {
+        let mut reader = self.old.log.reader_until(self.done, end);
+        let mut bytes = Vec::new();
+        while let Some(step) = reader.next()? {
+            match step {
+                Step::Record(offset, len, record) if keep(self, &record, Place::new(offset, len))? => match &record {
+                    Record::Remove(removed) => self.take_removal(removed, len)?,
+                    record => {
+                        self.old.log.read_raw(offset, len, &mut bytes)?;
+                        self.take(&bytes, record)?;
+                    }
+                },
+                Step::Record(..) => {}
+                Step::Damaged { offset, .. } | Step::TornTail { offset, .. } => {
+                    return Err(StoreError::Damaged(format!(
+                        "{} is damaged at byte {offset}; compacting would make the loss final, see `sledge verify`",
+                        self.old.log.path().display()
+                    )));
+                }
+            }
+            self.keep_pace(reader.offset())?;
+        }
+        self.done = end;
+        Ok(())
+    }
+
+    fn is_stored(&self, record: &Record<'_>, place: Place) -> Result<bool, StoreError> {
+        let Record::Put(event) = record else { return Ok(false) };
+        let current = self.old.index.get(&schema::by_id(&event.id))?.as_ref().and_then(schema::place);
+        Ok(current == Some(place))
+    }
+
+    fn take(&mut self, bytes: &[u8], record: &Record<'_>) -> Result<(), StoreError> {
+        let offset = self.new.log.end() + self.pending.len() as u64;
+        self.pending.extend_from_slice(bytes);
+        self.replay.take(offset, bytes.len() as u32, record)
+    }
+
+    /// A removal names a place, and that is another one in the new log; its length stays the same. What it removes may
+    /// never have been copied: then it names nothing.
+    fn take_removal(&mut self, removed: &Removed<'_>, len: u32) -> Result<(), StoreError> {
+        self.write_pending()?;
+        self.replay.flush()?;
+        let mut bytes = Vec::with_capacity(len as usize);
+        let mut target = Vec::new();
+        match self.new.place_of(&removed.id)? {
+            Some(place) => {
+                let (Record::Put(event), target_len) =
+                    self.new.log.read(place.offset, place.read_len(), &mut target)?
+                else {
+                    return Err(StoreError::Damaged(format!("event {} was lost while compacting", removed.id)));
+                };
+                let keys: Vec<Key> = schema::entries(&event, place).into_iter().map(|(key, _)| key).collect();
+                let moved = Removed::new(&event, removed.by, place.offset, target_len, removed.why);
+                record::push_remove(&mut bytes, &moved, keys.iter());
+                if removed.why.erases() {
+                    self.erase.push(Erasure { id: event.id, offset: place.offset, len: target_len });
+                }
+            }
+            None => {
+                let keys: Vec<Key> = removed.keys().collect();
+                record::push_remove(&mut bytes, &removed.of_nothing(), keys.iter());
+            }
+        }
+        debug_assert_eq!(bytes.len(), len as usize, "a removal keeps its length");
+        let (record, _) =
+            record::decode(&bytes).map_err(|_| StoreError::Damaged("a removal was not encoded".to_owned()))?;
+        self.take(&bytes, &record)
+    }
+
+    fn write_pending(&mut self) -> Result<(), StoreError> {
+        self.new.log.append_unsynced(&self.pending)?;
+        self.pending.clear();
+        Ok(())
+    }
+
+    fn keep_pace(&mut self, done: u64) -> Result<(), StoreError> {
+        if self.pending.len() < STRIDE_BYTES {
+            return Ok(());
+        }
+        self.write_pending()?;
+        (self.pace.progress)(done, self.old.log.end());
+        let worked = self.stride_began.elapsed();
+        if self.pace.share < 1.0 {
+            std::thread::sleep(worked.mul_f64(1.0 / self.pace.share.max(0.01) - 1.0).min(Duration::from_secs(1)));
+        }
+        self.stride_began = Instant::now();
+        Ok(())
+    }
+}
+
+impl EmbeddedStore {
+    /// Makes a finished copy the current generation. Returns the number of events.
+    fn switch_to(&self, mut new: Files, mut state: super::embedded::WriterGuard<'_>) -> Result<u64, StoreError> {
+        let old = self.files();
+        new.base = old.end().0 - new.log.end();
+        let switched = WriterState::load(&new.index).and_then(|loaded| {
+            self.dir.switch_to(&new.generation)?;
+            Ok(loaded)
+        });
+        match switched {
+            Ok(loaded) => *state = loaded,
+            Err(error) => {
+                new.retired.store(true, Ordering::Relaxed);
+                return Err(error);
+            }
+        }
+        self.set_files(Arc::new(new));
+        fault::point("compact.switched");
+        old.index.close(Instant::now())?;
+        old.retired.store(true, Ordering::Relaxed);
+        Ok(state.events)
+    }
+}

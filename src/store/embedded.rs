@@ -1,0 +1,425 @@
+//! The default store: the event log, its index, and the filter on ids, as one [`Store`].
+//!
+//! A batch goes: judged → appended to the log → fdatasync → visible in the index's write buffer → erased bytes
+//! overwritten. Only then does the caller answer. The index on disk follows in the background and is never waited for.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use crate::protocol::supersede::Verdict;
+use crate::protocol::{Event, EventId, Kind, PublicKey, Verified};
+
+use super::batch::Batch;
+use super::dir::{DataDir, Generation};
+use super::index::bloom::Bloom;
+use super::index::buffer::BufferedIndex;
+use super::index::{IndexError, Key, Value};
+use super::log::Log;
+use super::merge::Source;
+use super::open;
+use super::scan::EmbeddedScan;
+use super::schema::{self, Place};
+use super::{Applied, Position, Query, Removal, Scan, Store, StoreError, StoreStats};
+
+/// What the embedded store is told at opening.
+#[derive(Clone)]
+pub struct Options {
+    /// Index entries in one sorted run of the write buffer; up to three times as many may be in memory.
+    pub run_entries_max: usize,
+    /// Bytes of index pages in memory.
+    pub cache_bytes: u64,
+    /// How long opening the index may take before it is taken for damaged and rebuilt.
+    pub index_open_timeout: Duration,
+    /// Told how far a replay of the log has come: bytes done, bytes in all.
+    pub progress: Arc<dyn Fn(u64, u64) + Send + Sync>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            run_entries_max: 600_000,
+            cache_bytes: 64 << 20,
+            index_open_timeout: Duration::from_secs(30),
+            progress: Arc::new(|_, _| {}),
+        }
+    }
+}
+
+impl std::fmt::Debug for Options {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut shown = f.debug_struct("Options");
+        shown.field("run_entries_max", &self.run_entries_max).field("cache_bytes", &self.cache_bytes);
+        shown.field("index_open_timeout", &self.index_open_timeout).finish_non_exhaustive()
+    }
+}
+
+/// A store in a directory of its own.
+pub struct EmbeddedStore {
+    files: RwLock<Arc<Files>>,
+    writer: Mutex<WriterState>,
+    opened: open::Report,
+    pub(super) options: Options,
+    /// Held while a compaction runs.
+    pub(super) compacting: Mutex<()>,
+    /// Last, since it holds the lock on the directory.
+    pub(super) dir: DataDir,
+}
+
+/// The files of one generation, open. A query keeps those it began with, so compaction can switch under it.
+pub(super) struct Files {
+    pub(super) log: Log,
+    pub(super) index: BufferedIndex,
+    pub(super) bloom: Arc<Bloom>,
+    pub(super) generation: Generation,
+    /// A record's [`Position`] is its offset plus this. It goes on where the generation before it ended.
+    pub(super) base: u64,
+    /// Another generation has taken over: the files go with the last user.
+    pub(super) retired: AtomicBool,
+}
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        if self.retired.load(Ordering::Relaxed)
+            && let Err(error) = self.generation.remove()
+        {
+            tracing::warn!("files of a former generation stay until the next start: {error}");
+        }
+    }
+}
+
+/// The writer's state, while nobody else may write.
+pub(super) type WriterGuard<'w> = MutexGuard<'w, WriterState>;
+
+/// What only the writer changes.
+#[derive(Default)]
+pub(super) struct WriterState {
+    pub(super) events: u64,
+    pub(super) dead_bytes: u64,
+    /// Log offset up to which the two above have counted; only looked at on opening.
+    pub(super) counted_up_to: u64,
+    /// Requests to vanish that hold: few, and asked about for every event.
+    vanished: HashMap<[u8; 16], u64>,
+}
+
+impl WriterState {
+    pub(super) fn vanished_until(&self, pubkey: &PublicKey) -> Option<u64> {
+        self.vanished.get(&pubkey.0[..16]).copied()
+    }
+
+    pub(super) fn vanish(&mut self, pubkey: &PublicKey, until: u64) {
+        let half = pubkey.0[..16].try_into().expect("16 bytes");
+        self.vanish_half(half, until);
+    }
+
+    fn vanish_half(&mut self, half: [u8; 16], until: u64) {
+        let latest = self.vanished.entry(half).or_default();
+        *latest = until.max(*latest);
+    }
+
+    /// Reads the state back from the index.
+    pub(super) fn load(index: &BufferedIndex) -> Result<Self, StoreError> {
+        let number = |which| -> Result<u64, StoreError> {
+            Ok(index.get(&schema::counter(which))?.as_ref().and_then(schema::counter_number).unwrap_or(0))
+        };
+        let mut state = WriterState {
+            events: number(schema::Counter::Events)?,
+            dead_bytes: number(schema::Counter::DeadBytes)?,
+            counted_up_to: number(schema::Counter::CountedUpTo)?,
+            vanished: HashMap::new(),
+        };
+        let (from, to) = schema::vanished_all();
+        open::for_each_key(index, from, to, |key| {
+            if let (Some(half), Some(until)) = (schema::id_half(key), schema::request_created_at(key)) {
+                state.vanish_half(half, until);
+            }
+        })?;
+        Ok(state)
+    }
+}
+
+impl EmbeddedStore {
+    /// Opens the store in `dir`, making an empty one where there is none. Brings the index up to the log: what was
+    /// written since the last run is replayed, and an index that is missing, damaged or of another schema is rebuilt.
+    ///
+    /// # Errors
+    /// [`StoreError::InUse`] when another process has the directory; I/O errors; a log of a newer format.
+    pub fn open(dir: &Path, options: &Options) -> Result<Self, StoreError> {
+        let dir = DataDir::take(dir)?;
+        let opened = open::open(&dir, options)?;
+        Ok(EmbeddedStore {
+            files: RwLock::new(Arc::new(opened.files)),
+            writer: Mutex::new(opened.state),
+            opened: opened.report,
+            options: options.clone(),
+            compacting: Mutex::new(()),
+            dir,
+        })
+    }
+
+    /// What opening found and did.
+    pub fn open_report(&self) -> &open::Report {
+        &self.opened
+    }
+
+    /// Says in the lock file what this process does, for the message that another one gets.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn describe_owner(&self, text: &str) -> Result<(), StoreError> {
+        self.dir.describe_owner(text)
+    }
+
+    /// The data directory.
+    pub fn path(&self) -> PathBuf {
+        self.dir.path().to_owned()
+    }
+
+    /// Brings the index on disk up to the log, on the calling thread.
+    ///
+    /// # Errors
+    /// When the index cannot be written.
+    pub fn merge_index(&self) -> Result<(), StoreError> {
+        self.files().index.merge_now(&|| false)?;
+        Ok(())
+    }
+
+    /// The current generation.
+    pub(super) fn files(&self) -> Arc<Files> {
+        Arc::clone(&self.files.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(super) fn set_files(&self, files: Arc<Files>) {
+        *self.files.write().unwrap_or_else(PoisonError::into_inner) = files;
+    }
+
+    /// The writer's state and the generation it belongs to: a switch waits for the writer.
+    pub(super) fn writer_and_files(&self) -> (WriterGuard<'_>, Arc<Files>) {
+        let state = self.writer();
+        let files = self.files();
+        (state, files)
+    }
+
+    fn writer(&self) -> WriterGuard<'_> {
+        // A panic in a batch leaves the state as it was before: it is only changed once the batch is durable.
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Files {
+    /// The point behind everything in the log.
+    pub(super) fn end(&self) -> Position {
+        Position(self.base + self.log.end())
+    }
+
+    /// Where an event lies.
+    pub(super) fn place_of(&self, id: &EventId) -> Result<Option<Place>, StoreError> {
+        if !self.bloom.contains(&id.0) {
+            return Ok(None);
+        }
+        Ok(self.index.get(&schema::by_id(id))?.as_ref().and_then(schema::place))
+    }
+}
+
+impl Source for BufferedIndex {
+    fn scan(&self, from: &[u8], to: &[u8], limit: usize, out: &mut Vec<(Key, Value)>) -> Result<(), IndexError> {
+        BufferedIndex::scan(self, from, to, limit, out)
+    }
+}
+
+impl Store for EmbeddedStore {
+    fn apply(&self, batch: &[Verified<Event>], now: u64) -> Result<Applied, StoreError> {
+        let (mut state, files) = self.writer_and_files();
+        let mut verdicts = Vec::with_capacity(batch.len());
+        let mut writes = Batch::new(&files, &mut state);
+        for event in batch {
+            if event.kind == Kind::VANISH {
+                // It takes out whatever the index holds, so the events before it must be there.
+                writes.commit()?;
+                writes = Batch::new(&files, &mut state);
+            }
+            verdicts.push(writes.add(event, now)?);
+            debug_assert!(verdicts.last() != Some(&Verdict::Store) || !event.kind.is_ephemeral());
+        }
+        writes.commit()?;
+        Ok(Applied { verdicts, end: files.end() })
+    }
+
+    fn remove(&self, ids: &[EventId], why: Removal) -> Result<u64, StoreError> {
+        let (mut state, files) = self.writer_and_files();
+        let mut writes = Batch::new(&files, &mut state);
+        let mut removed = 0;
+        for id in ids {
+            removed += u64::from(writes.remove(id, why)?);
+        }
+        writes.commit()?;
+        Ok(removed)
+    }
+
+    fn sweep_expired(&self, now: u64, events_max: usize) -> Result<usize, StoreError> {
+        let (mut state, files) = self.writer_and_files();
+        let (from, to) = schema::expired_range(now);
+        let mut due = Vec::new();
+        files.index.scan(&from, &to, events_max, &mut due)?;
+        let mut writes = Batch::new(&files, &mut state);
+        let mut removed = 0;
+        for place in due.iter().filter_map(|(key, value)| schema::expired_place(key, value)) {
+            removed += usize::from(writes.take_out(place, None, Removal::Expired)?);
+        }
+        writes.commit()?;
+        Ok(removed)
+    }
+
+    fn contains(&self, id: &EventId) -> Result<bool, StoreError> {
+        Ok(self.files().place_of(id)?.is_some())
+    }
+
+    fn scan(&self, query: Query) -> Result<Box<dyn Scan>, StoreError> {
+        Ok(Box::new(EmbeddedScan::new(self.files(), query)))
+    }
+
+    fn stats(&self) -> StoreStats {
+        let (state, files) = self.writer_and_files();
+        StoreStats {
+            events: state.events,
+            log_bytes: files.log.end(),
+            dead_bytes: state.dead_bytes,
+            index_bytes: files.index.bytes_on_disk(),
+            buffered_entries: files.index.buffered_entries() as u64,
+        }
+    }
+
+    fn close(&self, deadline: Instant) -> Result<(), StoreError> {
+        let (_writer, files) = self.writer_and_files();
+        files.index.close(deadline)?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::protocol::verify::event_id;
+    use crate::protocol::{Filter, Kind, Signature, Tags};
+    use crate::store::compact::Pace;
+    use crate::store::{PageBudget, Progress, Wanted};
+
+    fn sign(seed: u8, kind: u16, created_at: u64, tags: &[&[&str]], content: &str) -> Verified<Event> {
+        let keypair = secp256k1::Keypair::from_secret_bytes([seed; 32]).unwrap();
+        let mut event = Event {
+            id: EventId([0; 32]),
+            pubkey: PublicKey(keypair.x_only_public_key().0.to_byte_array()),
+            created_at,
+            kind: Kind(kind),
+            tags: Tags::from_lists(tags.iter().map(|tag| tag.iter())),
+            content: content.to_owned(),
+            sig: Signature([0; 64]),
+        };
+        event.id = event_id(&event);
+        event.sig = Signature(keypair.sign_schnorr_no_aux_rand(&event.id.0).to_byte_array());
+        Verified::check(event).unwrap()
+    }
+
+    fn all(store: &EmbeddedStore) -> Vec<String> {
+        let wanted = vec![Wanted { filter: Filter::default(), limit: 1000, whole_seconds: false }];
+        let mut scan = store.scan(Query { wanted, now: 50, before: None }).unwrap();
+        let budget = PageBudget { bytes_max: 1 << 20, until: Instant::now() + Duration::from_secs(60) };
+        let mut rows = Vec::new();
+        assert_eq!(scan.page(budget, &mut rows).unwrap(), Progress::Finished);
+        rows.iter().map(|row| String::from_utf8(row.json.to_vec()).unwrap()).collect()
+    }
+
+    fn contents(store: &EmbeddedStore) -> Vec<String> {
+        all(store).iter().map(|json| Event::from_json(json).unwrap().content).collect()
+    }
+
+    fn compact(store: &EmbeddedStore) -> crate::store::compact::CompactReport {
+        crate::store::compact::compact(store, &Pace { share: 1.0, progress: &|_, _| {} }).unwrap()
+    }
+
+    fn raw_log(store: &EmbeddedStore) -> Vec<u8> {
+        std::fs::read(store.files().generation.log()).unwrap()
+    }
+
+    /// Everything that takes events out, and what the log and a rebuilt index make of it.
+    #[test]
+    fn a_rebuilt_index_gives_the_same_store() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = EmbeddedStore::open(folder.path(), &Options::default()).unwrap();
+        let old_profile = sign(1, 0, 10, &[], "old profile");
+        let secret = sign(1, 1, 11, &[&["t", "x"]], "a secret");
+        let foreign = sign(2, 1, 12, &[&["expiration", "20"]], "foreign");
+        let delete = sign(1, 5, 13, &[&["e", &secret.id.to_hex()], &["e", &foreign.id.to_hex()]], "deletion");
+        let new_profile = sign(1, 0, 14, &[], "new profile");
+        let batch = [old_profile, secret.clone(), foreign, delete, new_profile];
+        let verdicts = store.apply(&batch, 15).unwrap().verdicts;
+        assert_eq!(verdicts, [Verdict::Store; 5]);
+        assert_eq!(store.apply(std::slice::from_ref(&secret), 15).unwrap().verdicts, [Verdict::Deleted]);
+        assert_eq!(store.sweep_expired(19, 10).unwrap(), 0);
+        assert_eq!(store.sweep_expired(20, 10).unwrap(), 1);
+        assert_eq!(contents(&store), ["new profile", "deletion"]);
+        assert_eq!(crate::store::verify::verify(&store, &|_, _| {}).unwrap().problems, [] as [&str; 0]);
+        assert!(memchr::memmem::find(&raw_log(&store), b"a secret").is_none());
+        let before = (all(&store), store.stats().events, store.stats().dead_bytes);
+        let generation = store.files().generation.clone();
+        drop(store);
+        generation.remove_index().unwrap();
+        for _ in 0..2 {
+            let store = EmbeddedStore::open(folder.path(), &Options::default()).unwrap();
+            assert_eq!((all(&store), store.stats().events, store.stats().dead_bytes), before);
+            store.close(Instant::now() + Duration::from_secs(60)).unwrap();
+        }
+        let store = EmbeddedStore::open(folder.path(), &Options::default()).unwrap();
+        let report = compact(&store);
+        assert_eq!((report.events, report.bytes_before - report.bytes_after), (before.1, before.2));
+        assert_eq!((all(&store), store.stats().events, store.stats().dead_bytes), (before.0.clone(), before.1, 0));
+        drop(store);
+        let store = EmbeddedStore::open(folder.path(), &Options::default()).unwrap();
+        assert_eq!((all(&store), store.stats().events, store.stats().dead_bytes), (before.0, before.1, 0));
+        assert_eq!(crate::store::verify::verify(&store, &|_, _| {}).unwrap().problems, [] as [&str; 0]);
+        assert_eq!(store.apply(&[secret], 15).unwrap().verdicts, [Verdict::Deleted]);
+    }
+
+    /// A version that was replaced stays replaced when the one that replaced it was deleted and erased (rebuild).
+    #[test]
+    fn erased_events_still_replace_their_predecessors_on_rebuild() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = EmbeddedStore::open(folder.path(), &Options::default()).unwrap();
+        let (first, second) = (sign(1, 0, 10, &[], "first"), sign(1, 0, 11, &[], "second"));
+        let delete = sign(1, 5, 12, &[&["e", &second.id.to_hex()]], "deletion");
+        store.apply(&[first, second], 15).unwrap();
+        store.apply(&[delete], 15).unwrap();
+        assert_eq!(contents(&store), ["deletion"]);
+        let generation = store.files().generation.clone();
+        drop(store);
+        generation.remove_index().unwrap();
+        let store = EmbeddedStore::open(folder.path(), &Options::default()).unwrap();
+        assert_eq!(contents(&store), ["deletion"]);
+        assert_eq!(store.stats().events, 1);
+    }
+
+    /// A request to vanish takes the author's events and the gift wraps to them, erases the bytes, and holds (T14).
+    #[test]
+    fn t14_vanish_erases_and_holds() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = EmbeddedStore::open(folder.path(), &Options::default()).unwrap();
+        let note = sign(1, 1, 10, &[], "my note");
+        let me = note.pubkey.to_hex();
+        let later = sign(1, 1, 21, &[], "my later note");
+        let wrap = sign(2, 1059, 9, &[&["p", &me]], "wrapped for me");
+        let mention = sign(2, 1, 9, &[&["p", &me]], "a mention");
+        let vanish = sign(1, 62, 20, &[&["relay", "ALL_RELAYS"]], "vanish");
+        let batch = [note.clone(), later, wrap.clone(), mention, vanish];
+        assert_eq!(store.apply(&batch, 30).unwrap().verdicts, [Verdict::Store; 5]);
+        assert_eq!(contents(&store), ["my later note", "vanish", "a mention"]);
+        let log = raw_log(&store);
+        assert!(memchr::memmem::find(&log, b"my note").is_none() && memchr::memmem::find(&log, b"wrapped").is_none());
+        drop(store);
+        let store = EmbeddedStore::open(folder.path(), &Options::default()).unwrap();
+        assert_eq!(store.apply(&[note, wrap], 30).unwrap().verdicts, [Verdict::Vanished; 2]);
+    }
+}

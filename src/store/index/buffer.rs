@@ -1,0 +1,784 @@
+//! The write buffer in front of an index engine, and the thread that merges it down.
+//!
+//! New entries go to an ordered map in memory, the *active* run. When it is full it
+//! is *frozen*: it changes no more, a fresh active run takes its place, and the
+//! merge thread writes the frozen one into the engine in key order. Reads ask
+//! active, frozen and engine, in this order, and the first that knows a key is
+//! right. Entries only ever move down, and the frozen run is dropped after the
+//! engine has it all, so a reader that looks from the top down never meets a gap.
+//!
+//! The event log is the durable one: what is lost here is replayed from it.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::iter::Peekable;
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use super::{Change, Index, IndexError, Key, Value};
+
+/// Most entries taken from each layer at once by a scan, which bounds the time under the read lock.
+const SCAN_PAGE: usize = 1_024;
+/// First pause after a failed merge; it doubles up to [`RETRY_PAUSE_MAX`].
+const RETRY_PAUSE_MIN: Duration = Duration::from_secs(1);
+/// Longest pause after a failed merge.
+const RETRY_PAUSE_MAX: Duration = Duration::from_secs(60);
+/// How long beyond its deadline closing waits for an engine that is in the middle of a chunk.
+const CLOSE_GRACE: Duration = Duration::from_secs(2);
+
+type Entries = BTreeMap<Key, Option<Value>>;
+/// Persists that the engine has everything up to this log offset.
+pub type OnMerged = Box<dyn Fn(u64) -> io::Result<()> + Send + Sync>;
+
+/// An index engine with a write buffer in front of it.
+///
+/// One writer calls [`apply`](BufferedIndex::apply); any number of threads read.
+pub struct BufferedIndex {
+    shared: Arc<Shared>,
+    /// The merge thread, until it has been joined.
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+struct Shared {
+    engine: Arc<dyn Index>,
+    run_entries_max: usize,
+    on_merged: OnMerged,
+    layers: RwLock<Layers>,
+    merger: Mutex<Merger>,
+    merger_changed: Condvar,
+    /// Held while a frozen run is written: by the merge thread or by `merge_now`.
+    merging: Mutex<()>,
+}
+
+#[derive(Default)]
+struct Layers {
+    active: Entries,
+    /// Log offset after the last batch in `active`.
+    active_log_end: u64,
+    frozen: Option<Arc<Frozen>>,
+}
+
+struct Frozen {
+    entries: Entries,
+    log_end: u64,
+}
+
+/// What the merge thread and the others tell each other.
+#[derive(Default)]
+struct Merger {
+    running: bool,
+    /// Set by `close`: start no further merge, and stop the present one at this time.
+    deadline: Option<Instant>,
+    /// Why the last merge failed; the retry that succeeds clears it.
+    failure: Option<String>,
+    /// `on_merged` failed: what the engine holds is not on record, and nothing is merged any more.
+    poisoned: bool,
+}
+
+impl BufferedIndex {
+    /// Puts a buffer of `run_entries_max` entries a run in front of `engine` and starts the
+    /// merge thread. Two runs are alive at most, of which the active one may grow to twice
+    /// its size: about 60 bytes an entry, so 180 bytes times `run_entries_max` in all.
+    ///
+    /// `on_merged(log_offset)` is called by whoever merged, after a run is durable: every
+    /// change applied with `log_end <= log_offset` is in the engine. Its error ends all
+    /// merging, and [`health`](BufferedIndex::health) tells of it.
+    ///
+    /// # Errors
+    /// [`IndexError::Io`] when the thread cannot be started.
+    pub fn new(
+        engine: Arc<dyn Index>,
+        run_entries_max: usize,
+        on_merged: OnMerged,
+    ) -> Result<BufferedIndex, IndexError> {
+        let shared = Arc::new(Shared {
+            engine,
+            run_entries_max: run_entries_max.max(1),
+            on_merged,
+            layers: RwLock::default(),
+            merger: Mutex::new(Merger { running: true, ..Merger::default() }),
+            merger_changed: Condvar::new(),
+            merging: Mutex::new(()),
+        });
+        let merger = Arc::clone(&shared);
+        let thread = thread::Builder::new()
+            .name("index-merge".into())
+            .spawn(move || {
+                merger.run();
+                merger.merger().running = false;
+                merger.merger_changed.notify_all();
+            })
+            .map_err(|source| IndexError::Io { what: "starting the index merge thread", source })?;
+        Ok(BufferedIndex { shared, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// The value of `key`, the newest one wherever it is.
+    ///
+    /// # Panics
+    /// On more than [`KEY_BYTES_MAX`](super::KEY_BYTES_MAX) bytes.
+    ///
+    /// # Errors
+    /// [`IndexError`] when the key is not buffered and the engine cannot read.
+    pub fn get(&self, key: &[u8]) -> Result<Option<Value>, IndexError> {
+        let buffered = self.shared.read().get(&Key::new(key));
+        match buffered {
+            Some(value) => Ok(value),
+            None => self.shared.engine.get(key),
+        }
+    }
+
+    /// Appends up to `limit` entries with `from <= key < to`, in key order. Removed keys
+    /// do not count. Batches applied meanwhile may show in the later part only.
+    ///
+    /// # Panics
+    /// On bounds of more than [`KEY_BYTES_MAX`](super::KEY_BYTES_MAX) bytes.
+    ///
+    /// # Errors
+    /// [`IndexError`] when the engine cannot read; `out` then holds a prefix of the answer.
+    pub fn scan(&self, from: &[u8], to: &[u8], limit: usize, out: &mut Vec<(Key, Value)>) -> Result<(), IndexError> {
+        let to = Key::new(to);
+        let mut next = Some(Key::new(from));
+        let mut wanted = limit;
+        while let Some(from) = next.filter(|from| *from < to && wanted > 0) {
+            let before = out.len();
+            next = self.shared.scan_page(from, to, wanted, out)?;
+            wanted -= out.len() - before;
+        }
+        Ok(())
+    }
+
+    /// Makes all changes of a batch visible at once; a later change of a key wins. Writer only.
+    ///
+    /// `log_end` is the log offset after the batch. May block: when the active run has grown
+    /// to twice its size, until the run before it is merged. It never refuses, for the batch
+    /// is in the log already; [`wait_for_room`](BufferedIndex::wait_for_room) before the log
+    /// append is what keeps memory bounded while merges fail.
+    ///
+    /// # Errors
+    /// [`IndexError::Closed`] after [`close`](BufferedIndex::close).
+    pub fn apply(&self, changes: &[Change], log_end: u64) -> Result<(), IndexError> {
+        match self.wait_for_room() {
+            // A failing engine is no reason to hide what the log holds already.
+            Ok(()) | Err(IndexError::Full(_)) => {}
+            Err(error) => return Err(error),
+        }
+        let mut layers = self.shared.write();
+        layers.active.extend(changes.iter().copied());
+        layers.active_log_end = log_end;
+        let frozen = layers.active.len() >= self.shared.run_entries_max && layers.freeze();
+        drop(layers);
+        if frozen {
+            self.shared.wake_merger();
+        }
+        Ok(())
+    }
+
+    /// Waits until the active run is below twice its size. To be called before the log append.
+    ///
+    /// # Errors
+    /// [`IndexError::Full`] when there is no room and merging fails, so that none will come soon;
+    /// [`IndexError::Closed`] after [`close`](BufferedIndex::close).
+    pub fn wait_for_room(&self) -> Result<(), IndexError> {
+        let mut merger = self.shared.merger();
+        loop {
+            if merger.deadline.is_some() {
+                return Err(IndexError::Closed);
+            }
+            if !self.shared.is_full() {
+                return Ok(());
+            }
+            if let Some(failure) = &merger.failure {
+                return Err(IndexError::Full(failure.clone()));
+            }
+            merger = self.shared.merger_changed.wait(merger).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Merges all that is buffered now, on the calling thread. False when `stop` ended it early.
+    ///
+    /// # Errors
+    /// [`IndexError`] when the engine cannot write; what was buffered stays buffered.
+    pub fn merge_now(&self, stop: &dyn Fn() -> bool) -> Result<bool, IndexError> {
+        let shared = &self.shared;
+        let _merging = lock(&shared.merging);
+        // The run that was frozen before, then the one that is active now.
+        for _ in 0..2 {
+            shared.write().freeze();
+            if !shared.merge_frozen(stop)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Ends the merge thread, and merges what is buffered if that can be done before
+    /// `deadline`. True when all is merged; else the log replays the rest at the next start.
+    /// Returns soon after the deadline even when the engine hangs.
+    ///
+    /// # Errors
+    /// [`IndexError`] when the engine cannot write.
+    pub fn close(&self, deadline: Instant) -> Result<bool, IndexError> {
+        if !self.stop_thread(deadline) {
+            return Ok(false);
+        }
+        self.merge_now(&|| Instant::now() >= deadline)
+    }
+
+    /// Ends the merge thread. False when it did not end until a little beyond `deadline`.
+    fn stop_thread(&self, deadline: Instant) -> bool {
+        let ended = self.shared.stop_merger(deadline);
+        if ended && let Some(thread) = lock(&self.thread).take() {
+            // Only its share in the engine is left to be dropped, and whoever drops us
+            // relies on the engine being closed after that.
+            let _ = thread.join();
+        }
+        ended
+    }
+
+    /// Why merging fails at present; `None` when all is well.
+    #[must_use]
+    pub fn health(&self) -> Option<String> {
+        self.shared.merger().failure.clone()
+    }
+
+    /// Entries in memory, removals included.
+    #[must_use]
+    pub fn buffered_entries(&self) -> usize {
+        let layers = self.shared.read();
+        layers.active.len() + layers.frozen.as_ref().map_or(0, |frozen| frozen.entries.len())
+    }
+
+    /// Bytes the engine takes on disk.
+    #[must_use]
+    pub fn bytes_on_disk(&self) -> u64 {
+        self.shared.engine.bytes_on_disk()
+    }
+}
+
+impl Drop for BufferedIndex {
+    fn drop(&mut self) {
+        self.stop_thread(Instant::now());
+    }
+}
+
+impl Layers {
+    /// What the buffer knows of a key: `Some(None)` that it is removed, `None` nothing.
+    fn get(&self, key: &Key) -> Option<Option<Value>> {
+        let frozen = || self.frozen.as_ref().and_then(|frozen| frozen.entries.get(key));
+        self.active.get(key).or_else(frozen).copied()
+    }
+
+    /// Turns the active run into the frozen one, unless there is one or nothing to freeze.
+    fn freeze(&mut self) -> bool {
+        if self.frozen.is_some() || self.active.is_empty() {
+            return false;
+        }
+        let entries = std::mem::take(&mut self.active);
+        self.frozen = Some(Arc::new(Frozen { entries, log_end: self.active_log_end }));
+        true
+    }
+}
+
+/// Reading.
+impl Shared {
+    /// Appends the next live entries and returns where to go on; `None` at the end of the range.
+    fn scan_page(
+        &self,
+        from: Key,
+        to: Key,
+        wanted: usize,
+        out: &mut Vec<(Key, Value)>,
+    ) -> Result<Option<Key>, IndexError> {
+        let page = wanted.min(SCAN_PAGE);
+        // Top down: what leaves a layer after it was read is found again below.
+        let layers = self.read();
+        let active: Vec<Change> = layers.active.range(from..to).take(page).map(copied).collect();
+        let frozen = layers.frozen.clone();
+        drop(layers);
+        let mut engine = Vec::with_capacity(page.min(128));
+        self.engine.scan(&from, &to, page, &mut engine)?;
+
+        // A layer that filled its page may have more behind its last key: the others are
+        // only comparable up to there.
+        let mut known_to = None;
+        let mut cut = |full: bool, last: Option<Key>| {
+            if full {
+                known_to = [known_to, last].into_iter().flatten().min();
+            }
+        };
+        cut(active.len() == page, active.last().map(|(key, _)| *key));
+        cut(engine.len() == page, engine.last().map(|(key, _)| *key));
+
+        let known = |key: &Key| known_to.is_none_or(|end| *key <= end);
+        let frozen = frozen.as_ref().map(|frozen| frozen.entries.range(from..to));
+        let buffered = Overlay::new(active.into_iter(), frozen.into_iter().flatten().map(copied));
+        let merged = Overlay::new(buffered, engine.into_iter().map(|(key, value)| (key, Some(value))));
+        let before = out.len();
+        for (key, value) in merged.take_while(|(key, _)| known(key)) {
+            out.extend(value.map(|value| (key, value)));
+            if out.len() - before == wanted {
+                return Ok(None);
+            }
+        }
+        Ok(known_to.and_then(|end| end.successor()))
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Layers> {
+        self.layers.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Layers> {
+        self.layers.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Merging.
+impl Shared {
+    /// The merge thread: waits for a frozen run, merges it, and tries again later when that fails.
+    fn run(&self) {
+        let mut pause = RETRY_PAUSE_MIN;
+        loop {
+            let retry_in = self.merger().failure.is_some().then_some(pause);
+            if !self.wait_for_work(retry_in) {
+                return;
+            }
+            let merged = {
+                let _merging = lock(&self.merging);
+                self.merge_frozen(&|| self.is_past_deadline())
+            };
+            match merged {
+                Ok(_) => pause = RETRY_PAUSE_MIN,
+                Err(error) => {
+                    tracing::error!(%error, retry_in = ?pause, "merging the index failed; its entries stay in memory");
+                    if retry_in.is_some() {
+                        pause = (pause * 2).min(RETRY_PAUSE_MAX);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits for a frozen run, or after a failure for `retry_in`. False when the thread must end.
+    fn wait_for_work(&self, retry_in: Option<Duration>) -> bool {
+        let retry_at = retry_in.map(|pause| Instant::now() + pause);
+        let mut merger = self.merger();
+        loop {
+            if merger.deadline.is_some() {
+                return false;
+            }
+            let now = Instant::now();
+            let paused = retry_at.is_some_and(|at| now < at);
+            if !merger.poisoned && !paused && self.read().frozen.is_some() {
+                return true;
+            }
+            let wake_at = retry_at.filter(|_| paused && !merger.poisoned);
+            merger = match wake_at {
+                Some(at) => {
+                    self.merger_changed.wait_timeout(merger, at - now).unwrap_or_else(PoisonError::into_inner).0
+                }
+                None => self.merger_changed.wait(merger).unwrap_or_else(PoisonError::into_inner),
+            };
+        }
+    }
+
+    /// Writes the frozen run into the engine and drops it; the caller holds `merging`.
+    /// False when `stop` ended it early. On an error the run stays frozen and readable.
+    fn merge_frozen(&self, stop: &dyn Fn() -> bool) -> Result<bool, IndexError> {
+        let Some(frozen) = self.read().frozen.clone() else {
+            return Ok(true);
+        };
+        let written = panic::catch_unwind(AssertUnwindSafe(|| self.write_frozen(&frozen, stop)))
+            .unwrap_or_else(|_| Err(IndexError::Damaged("a merge panicked".into())));
+        let failure = written.as_ref().err().map(ToString::to_string);
+        let merged = *written.as_ref().unwrap_or(&false);
+        if merged {
+            let mut layers = self.write();
+            layers.frozen = None;
+            if layers.active.len() >= self.run_entries_max {
+                layers.freeze();
+            }
+        }
+        self.merger().failure = failure;
+        self.merger_changed.notify_all();
+        written
+    }
+
+    fn write_frozen(&self, frozen: &Frozen, stop: &dyn Fn() -> bool) -> Result<bool, IndexError> {
+        if self.merger().poisoned {
+            return Err(IndexError::Damaged("an earlier merge could not be put on record".into()));
+        }
+        let written = self.engine.write_run(&mut frozen.entries.iter().map(copied), stop)?;
+        if written && let Err(source) = (self.on_merged)(frozen.log_end) {
+            self.merger().poisoned = true;
+            return Err(IndexError::Io { what: "recording how far the index reaches", source });
+        }
+        Ok(written)
+    }
+
+    /// Tells the merge thread to end and waits until it has, a little beyond `deadline`.
+    fn stop_merger(&self, deadline: Instant) -> bool {
+        let mut merger = self.merger();
+        merger.deadline = Some(merger.deadline.map_or(deadline, |set| set.min(deadline)));
+        self.merger_changed.notify_all();
+        while merger.running {
+            let left = (deadline + CLOSE_GRACE).saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            merger = self.merger_changed.wait_timeout(merger, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
+    }
+
+    fn wake_merger(&self) {
+        // Taking the lock orders this wake-up after a check that just found no work.
+        drop(self.merger());
+        self.merger_changed.notify_all();
+    }
+
+    fn is_full(&self) -> bool {
+        let layers = self.read();
+        layers.frozen.is_some() && layers.active.len() >= self.run_entries_max.saturating_mul(2)
+    }
+
+    fn is_past_deadline(&self) -> bool {
+        self.merger().deadline.is_some_and(|deadline| Instant::now() >= deadline)
+    }
+
+    fn merger(&self) -> MutexGuard<'_, Merger> {
+        lock(&self.merger)
+    }
+}
+
+/// The data behind our locks is whole after a panic anywhere: every change of it is one step.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn copied((key, value): (&Key, &Option<Value>)) -> Change {
+    (*key, *value)
+}
+
+/// Two streams of changes in key order as one; where both have a key, `above` is right.
+struct Overlay<A: Iterator<Item = Change>, B: Iterator<Item = Change>> {
+    above: Peekable<A>,
+    below: Peekable<B>,
+}
+
+impl<A: Iterator<Item = Change>, B: Iterator<Item = Change>> Overlay<A, B> {
+    fn new(above: A, below: B) -> Overlay<A, B> {
+        Overlay { above: above.peekable(), below: below.peekable() }
+    }
+}
+
+impl<A: Iterator<Item = Change>, B: Iterator<Item = Change>> Iterator for Overlay<A, B> {
+    type Item = Change;
+
+    fn next(&mut self) -> Option<Change> {
+        let Some((above, _)) = self.above.peek() else {
+            return self.below.next();
+        };
+        match self.below.peek() {
+            Some((below, _)) if below < above => self.below.next(),
+            Some((below, _)) if below == above => {
+                self.below.next();
+                self.above.next()
+            }
+            _ => self.above.next(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use proptest::prelude::*;
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+    /// An engine in memory that can be told to fail.
+    #[derive(Default)]
+    struct MapEngine {
+        entries: RwLock<BTreeMap<Key, Value>>,
+        failing: AtomicBool,
+        panicking: AtomicBool,
+    }
+
+    impl Index for MapEngine {
+        fn get(&self, key: &[u8]) -> Result<Option<Value>, IndexError> {
+            Ok(self.entries.read().unwrap().get(&Key::new(key)).copied())
+        }
+
+        fn scan(&self, from: &[u8], to: &[u8], limit: usize, out: &mut Vec<(Key, Value)>) -> Result<(), IndexError> {
+            let entries = self.entries.read().unwrap();
+            out.extend(entries.range(Key::new(from)..Key::new(to)).take(limit).map(|(key, value)| (*key, *value)));
+            Ok(())
+        }
+
+        /// One entry at a time, as a real engine: readers may come between.
+        fn write_run(
+            &self,
+            run: &mut dyn Iterator<Item = Change>,
+            stop: &dyn Fn() -> bool,
+        ) -> Result<bool, IndexError> {
+            for (number, (key, value)) in run.enumerate() {
+                assert!(!self.panicking.load(Ordering::Relaxed), "told to panic");
+                if number > 0 && self.failing.load(Ordering::Relaxed) {
+                    return Err(IndexError::Damaged("told to fail".into()));
+                }
+                if stop() {
+                    return Ok(false);
+                }
+                let mut entries = self.entries.write().unwrap();
+                match value {
+                    Some(value) => entries.insert(key, value),
+                    None => entries.remove(&key),
+                };
+            }
+            Ok(true)
+        }
+
+        fn bytes_on_disk(&self) -> u64 {
+            0
+        }
+    }
+
+    fn buffered(engine: &Arc<MapEngine>, run_entries_max: usize) -> BufferedIndex {
+        let engine: Arc<dyn Index> = engine.clone();
+        BufferedIndex::new(engine, run_entries_max, Box::new(|_| Ok(()))).unwrap()
+    }
+
+    fn put(key: u16, value: u8) -> Change {
+        (Key::new(&key.to_be_bytes()), Some(Value::new(&[value])))
+    }
+
+    fn removed(key: u16) -> Change {
+        (Key::new(&key.to_be_bytes()), None)
+    }
+
+    fn scan(index: &BufferedIndex, from: u16, to: u16, limit: usize) -> Vec<(Key, Value)> {
+        let mut out = vec![];
+        index.scan(&from.to_be_bytes(), &to.to_be_bytes(), limit, &mut out).unwrap();
+        out
+    }
+
+    fn numbers(entries: &[(Key, Value)]) -> Vec<u16> {
+        entries.iter().map(|(key, _)| u16::from_be_bytes([key[0], key[1]])).collect()
+    }
+
+    const NEVER: &dyn Fn() -> bool = &|| false;
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Apply(Vec<(u16, Option<u8>)>),
+        /// Lets the entries be frozen, merged in part, and found again.
+        MergeUntil(usize),
+        Scan(u16, u16, usize),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let key = 0..60u16;
+        prop_oneof![
+            3 => prop::collection::vec((key.clone(), prop::option::of(any::<u8>())), 0..12).prop_map(Step::Apply),
+            1 => (0..40usize).prop_map(Step::MergeUntil),
+            3 => (key.clone(), key, 0..20usize).prop_map(|(from, to, limit)| Step::Scan(from, to, limit)),
+        ]
+    }
+
+    proptest! {
+        /// Random batches, merges (also cut off in the middle) and scans answer like one ordered map.
+        #[test]
+        fn answers_like_one_map(steps in prop::collection::vec(step(), 1..60), run_entries_max in 1..30usize) {
+            let index = buffered(&Arc::default(), run_entries_max);
+            let mut oracle = BTreeMap::new();
+            for (number, step) in steps.into_iter().enumerate() {
+                match step {
+                    Step::Apply(batch) => {
+                        let changes: Vec<_> = batch.iter().map(|(key, value)| match value {
+                            Some(value) => put(*key, *value),
+                            None => removed(*key),
+                        }).collect();
+                        index.apply(&changes, number as u64).unwrap();
+                        oracle.extend(changes);
+                    }
+                    Step::MergeUntil(entries) => {
+                        let left = AtomicU64::new(entries as u64);
+                        let stop = || left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_err();
+                        index.merge_now(&stop).unwrap();
+                    }
+                    Step::Scan(from, to, limit) => {
+                        let live = oracle.iter().filter_map(|(key, value)| value.map(|value| (*key, value)));
+                        let within = live.filter(|(key, _)| (from..to).contains(&u16::from_be_bytes([key[0], key[1]])));
+                        prop_assert_eq!(scan(&index, from, to, limit), within.take(limit).collect::<Vec<_>>());
+                    }
+                }
+            }
+            for (key, value) in oracle {
+                prop_assert_eq!(index.get(&key).unwrap(), value);
+            }
+        }
+    }
+
+    /// A removed key hides the engine's entry and does not use up the limit.
+    #[test]
+    fn removals_hide_and_do_not_count() {
+        let index = buffered(&Arc::default(), 1_000_000);
+        let all: Vec<_> = (0..5_000).map(|key| put(key, 1)).collect();
+        index.apply(&all, 1).unwrap();
+        assert!(index.merge_now(NEVER).unwrap());
+        // More removals in a row than a page of the scan holds.
+        let gone: Vec<_> = (1..4_000).map(removed).collect();
+        index.apply(&gone, 2).unwrap();
+        assert_eq!(numbers(&scan(&index, 0, 5_000, 3)), [0, 4_000, 4_001]);
+        assert_eq!(index.get(&7u16.to_be_bytes()).unwrap(), None);
+        assert!(index.merge_now(NEVER).unwrap());
+        assert_eq!(index.buffered_entries(), 0);
+        assert_eq!(scan(&index, 0, 5_000, usize::MAX).len(), 1_001);
+    }
+
+    /// Within a batch the last change of a key is the one that counts.
+    #[test]
+    fn the_last_change_of_a_batch_wins() {
+        let index = buffered(&Arc::default(), 10);
+        index.apply(&[put(1, 1), removed(1), put(1, 2), put(2, 1), removed(2)], 1).unwrap();
+        assert_eq!(scan(&index, 0, 9, 9), [(Key::new(&[0, 1]), Value::new(&[2]))]);
+    }
+
+    /// While a writer writes and runs are merged below, no applied key is ever missing, in no
+    /// scan and no look-up, and no batch is ever seen in part.
+    #[test]
+    fn readers_never_see_a_gap() {
+        const BATCHES: u16 = 2_000;
+        let index = buffered(&Arc::default(), 64);
+        let applied = AtomicU64::new(0);
+        let reader = || {
+            let mut seen = 0;
+            while seen < BATCHES {
+                let least = applied.load(Ordering::Acquire) as u16;
+                let entries = scan(&index, 0, u16::MAX, usize::MAX);
+                assert!(numbers(&entries).iter().copied().eq(0..entries.len() as u16));
+                assert!(entries.len() >= usize::from(least) * 3 && entries.len().is_multiple_of(3));
+                if least > 0 {
+                    let key = (least * 3 - 1).to_be_bytes();
+                    assert!(index.get(&key).unwrap().is_some());
+                }
+                seen = least;
+            }
+        };
+        thread::scope(|scope| {
+            scope.spawn(reader);
+            scope.spawn(reader);
+            for batch in 0..BATCHES {
+                let changes = [put(batch * 3, 1), put(batch * 3 + 1, 1), put(batch * 3 + 2, 1)];
+                index.apply(&changes, u64::from(batch)).unwrap();
+                applied.store(u64::from(batch) + 1, Ordering::Release);
+            }
+        });
+    }
+
+    /// `on_merged` names the end of the last batch of each merged run, after the engine has it.
+    #[test]
+    fn merged_offsets_are_reported_after_the_fact() {
+        let engine = Arc::new(MapEngine::default());
+        let reports = Arc::new(Mutex::new(vec![]));
+        let on_merged = {
+            let (engine, reports) = (engine.clone(), reports.clone());
+            Box::new(move |log_end| {
+                reports.lock().unwrap().push((log_end, engine.entries.read().unwrap().len()));
+                Ok(())
+            })
+        };
+        let index = BufferedIndex::new(engine, 100, on_merged).unwrap();
+        index.apply(&[put(1, 1)], 10).unwrap();
+        index.apply(&[put(2, 1)], 20).unwrap();
+        assert!(index.merge_now(NEVER).unwrap());
+        index.apply(&[put(3, 1)], 30).unwrap();
+        assert!(index.merge_now(&|| true).is_ok_and(|merged| !merged));
+        assert!(index.merge_now(NEVER).unwrap());
+        assert_eq!(*reports.lock().unwrap(), [(20, 2), (30, 3)]);
+    }
+
+    /// A merge that fails or panics loses nothing, is told of, and succeeds when tried again.
+    #[test]
+    fn a_failed_merge_keeps_everything() {
+        let engine = Arc::new(MapEngine::default());
+        let index = buffered(&engine, 1_000);
+        index.apply(&[put(1, 1), put(2, 1), put(3, 1)], 1).unwrap();
+        for switch in [&engine.failing, &engine.panicking] {
+            switch.store(true, Ordering::Relaxed);
+            assert!(index.merge_now(NEVER).is_err());
+            assert!(index.health().is_some());
+            assert_eq!(numbers(&scan(&index, 0, 9, 9)), [1, 2, 3]);
+            switch.store(false, Ordering::Relaxed);
+        }
+        assert!(index.merge_now(NEVER).unwrap());
+        assert_eq!(index.health(), None);
+        assert_eq!(index.buffered_entries(), 0);
+        assert_eq!(numbers(&scan(&index, 0, 9, 9)), [1, 2, 3]);
+    }
+
+    /// Memory is bounded while merges fail: the writer is told, but what it applies is not refused.
+    #[test]
+    fn a_full_buffer_with_a_failing_engine_says_so() {
+        let engine = Arc::new(MapEngine::default());
+        engine.panicking.store(true, Ordering::Relaxed);
+        let index = buffered(&engine, 10);
+        let batch = |from: u16| (from..from + 10).map(|key| put(key, 1)).collect::<Vec<_>>();
+        index.apply(&batch(0), 1).unwrap();
+        assert!(index.merge_now(NEVER).is_err());
+        index.apply(&batch(10), 2).unwrap();
+        index.apply(&batch(20), 3).unwrap();
+        assert!(matches!(index.wait_for_room(), Err(IndexError::Full(_))));
+        index.apply(&batch(30), 4).unwrap();
+        assert_eq!(scan(&index, 0, 99, 99).len(), 40);
+    }
+
+    /// When it cannot be put on record how far the index reaches, nothing more is merged, for
+    /// the record on disk would be wrong about the next run.
+    #[test]
+    fn a_failed_record_ends_merging() {
+        let index =
+            BufferedIndex::new(Arc::new(MapEngine::default()), 10, Box::new(|_| Err(io::Error::other("told to fail"))))
+                .unwrap();
+        index.apply(&[put(1, 1)], 1).unwrap();
+        assert!(index.merge_now(NEVER).is_err());
+        assert!(index.merge_now(NEVER).is_err());
+        assert!(index.health().is_some());
+        assert_eq!(numbers(&scan(&index, 0, 9, 9)), [1]);
+    }
+
+    /// Closing merges what is buffered, or leaves it when the time is over; then nothing is taken.
+    #[test]
+    fn close_merges_within_its_deadline() {
+        let far = Instant::now() + Duration::from_secs(3_600);
+        for (deadline, merged) in [(far, true), (Instant::now(), false)] {
+            let engine = Arc::new(MapEngine::default());
+            let index = buffered(&engine, 100);
+            index.apply(&[put(1, 1)], 1).unwrap();
+            assert_eq!(index.close(deadline).unwrap(), merged);
+            assert_eq!(engine.entries.read().unwrap().len(), usize::from(merged));
+            assert!(matches!(index.apply(&[put(2, 1)], 2), Err(IndexError::Closed)));
+        }
+    }
+
+    /// With sled below: what was merged is there after opening again.
+    #[test]
+    fn sled_has_everything_after_a_merge() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || {
+            let engine = super::super::sled::SledIndex::open(dir.path(), 0, Duration::from_secs(60)).unwrap();
+            BufferedIndex::new(Arc::new(engine), 500, Box::new(|_| Ok(()))).unwrap()
+        };
+        let index = open();
+        for batch in 0..100 {
+            let changes: Vec<_> = (0..20).map(|n| put(n * 100 + batch, 1)).collect();
+            index.apply(&changes, u64::from(batch)).unwrap();
+        }
+        assert!(index.close(Instant::now() + Duration::from_secs(3_600)).unwrap());
+        drop(index);
+        let index = open();
+        assert!(numbers(&scan(&index, 0, 9_999, usize::MAX)).into_iter().eq(0..2_000));
+    }
+}

@@ -1,0 +1,478 @@
+//! The event log: one append-only file that is the database. Format version 1.
+//!
+//! ```text
+//! 0   magic     8  "SLEDGELG"
+//! 8   version   4  1, little-endian
+//! 12  reserved  4  zero
+//! 16  log_id   16  random; an index belongs to one log
+//! 32  records      see `record`, each at a multiple of 8
+//! ```
+//!
+//! An append returns after fdatasync. The file is only ever written at its end, with one exception: a record may be
+//! overwritten by an *erased* record of the same length (NIP-62, NIP-09), so readers check every checksum.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::protocol::EventId;
+
+use super::StoreError;
+use super::fault;
+use super::record::{self, ALIGN, FRAME_LEN, NotARecord, PAYLOAD_BYTES_MAX, Record};
+
+const MAGIC: &[u8; 8] = b"SLEDGELG";
+/// Version of the file format. Older logs stay readable for ever.
+pub const FORMAT_VERSION: u32 = 1;
+/// Where the first record begins.
+pub const HEADER_LEN: u64 = 32;
+/// How much of the file a sequential reader holds.
+const READ_AHEAD_BYTES: usize = 1 << 20;
+/// A reader that meets a record in the middle of being erased looks again this often.
+const ERASE_RACE_RETRIES: usize = 3;
+
+/// The log, open for reading anywhere and for writing at its end.
+#[derive(Debug)]
+pub struct Log {
+    file: File,
+    path: PathBuf,
+    id: [u8; 16],
+    end: AtomicU64,
+    poison: Mutex<Option<String>>,
+}
+
+/// A record to overwrite.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Erasure {
+    /// The event in it.
+    pub id: EventId,
+    /// Where it begins.
+    pub offset: u64,
+    /// Its whole length.
+    pub len: u32,
+}
+
+/// What a sequential reader meets.
+#[derive(Debug)]
+pub enum Step<'a> {
+    /// A record, where it begins, and its whole length.
+    Record(u64, u32, Record<'a>),
+    /// Bytes that are no record, followed by one that is.
+    Damaged {
+        /// Where they begin.
+        offset: u64,
+        /// How many.
+        len: u64,
+    },
+    /// Bytes at the end that are no record: a write that was cut off.
+    TornTail {
+        /// Where they begin.
+        offset: u64,
+        /// How many.
+        len: u64,
+    },
+}
+
+impl Log {
+    /// Makes a new log; the file must not be there. The caller makes its folder entry durable.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn create(path: &Path, id: [u8; 16]) -> Result<Self, StoreError> {
+        let file =
+            OpenOptions::new().read(true).write(true).create_new(true).open(path).map_err(io_at("create", path))?;
+        let mut header = Vec::with_capacity(HEADER_LEN as usize);
+        header.extend_from_slice(MAGIC);
+        header.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
+        header.extend_from_slice(&[0; 4]);
+        header.extend_from_slice(&id);
+        file.write_all_at(&header, 0).map_err(io_at("write", path))?;
+        file.sync_all().map_err(io_at("sync", path))?;
+        Ok(Log { file, path: path.to_owned(), id, end: AtomicU64::new(HEADER_LEN), poison: Mutex::new(None) })
+    }
+
+    /// Opens a log. Its end is taken to be the file's until [`Log::cut`] says otherwise.
+    ///
+    /// # Errors
+    /// When it is not a log, or of a newer format.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let file = OpenOptions::new().read(true).write(true).open(path).map_err(io_at("open", path))?;
+        let mut header = [0; HEADER_LEN as usize];
+        file.read_exact_at(&mut header, 0).map_err(io_at("read the header of", path))?;
+        if header[..8] != *MAGIC {
+            return Err(StoreError::Damaged(format!("{} is not a sledge event log", path.display())));
+        }
+        let version = u32::from_le_bytes([header[8], header[9], header[10], header[11]]);
+        if version > FORMAT_VERSION {
+            return Err(StoreError::Damaged(format!(
+                "{} has log format {version}, and this sledge knows up to {FORMAT_VERSION}; use a newer sledge",
+                path.display()
+            )));
+        }
+        let id = header[16..].try_into().expect("the header ends with 16 bytes of id");
+        let end = file.metadata().map_err(io_at("look at", path))?.len();
+        Ok(Log { file, path: path.to_owned(), id, end: AtomicU64::new(end), poison: Mutex::new(None) })
+    }
+
+    /// Random mark of this log.
+    pub fn id(&self) -> [u8; 16] {
+        self.id
+    }
+
+    /// Where the next record will begin.
+    pub fn end(&self) -> u64 {
+        self.end.load(Ordering::Acquire)
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Appends whole records and waits until they are on the disk. Returns where they begin.
+    ///
+    /// # Errors
+    /// [`StoreError::DiskFull`] leaves the log as it was. After a failed sync nobody knows what the disk holds, so
+    /// the log takes no more writes.
+    pub fn append(&self, records: &[u8]) -> Result<u64, StoreError> {
+        self.check_writable()?;
+        let start = self.end();
+        fault::point("log.append");
+        self.write_or_die_half_way("log.half_written", records, start)
+            .map_err(|error| self.undo_append(start, error))?;
+        fault::point("log.written");
+        self.sync()?;
+        fault::point("log.synced");
+        self.end.store(start + records.len() as u64, Ordering::Release);
+        Ok(start)
+    }
+
+    /// Appends whole records to a log that nobody relies on yet; [`Log::sync`] makes them durable.
+    ///
+    /// # Errors
+    /// As [`Log::append`].
+    pub fn append_unsynced(&self, records: &[u8]) -> Result<(), StoreError> {
+        self.check_writable()?;
+        let start = self.end();
+        self.file.write_all_at(records, start).map_err(|error| self.undo_append(start, error))?;
+        self.end.store(start + records.len() as u64, Ordering::Release);
+        Ok(())
+    }
+
+    /// Overwrites events' records with erased ones, and waits for the disk.
+    ///
+    /// # Errors
+    /// When the disk fails; the log then takes no more writes.
+    pub fn erase(&self, records: &[Erasure]) -> Result<(), StoreError> {
+        self.check_writable()?;
+        fault::point("erase.begin");
+        for Erasure { id, offset, len } in records {
+            let bytes = record::erased(id, *len as usize);
+            let written = self.write_or_die_half_way("erase.half_written", &bytes, *offset);
+            written.map_err(|error| self.poison(&error))?;
+        }
+        fault::point("erase.written");
+        self.sync()
+    }
+
+    /// Cuts off what a broken write left behind `end`.
+    ///
+    /// # Errors
+    /// When the file cannot be cut.
+    pub fn cut(&self, end: u64) -> Result<(), StoreError> {
+        self.file.set_len(end).map_err(io_at("cut", &self.path))?;
+        self.file.sync_all().map_err(io_at("sync", &self.path))?;
+        self.end.store(end, Ordering::Release);
+        Ok(())
+    }
+
+    /// Reads the record at `offset` into `buffer`, which is best given room for it: `guess` is its expected length.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] when there is no sound record.
+    pub fn read<'b>(
+        &self,
+        offset: u64,
+        guess: usize,
+        buffer: &'b mut Vec<u8>,
+    ) -> Result<(Record<'b>, u32), StoreError> {
+        let mut want = guess.max(FRAME_LEN);
+        let mut retries = 0;
+        loop {
+            self.fill(offset, want, buffer)?;
+            match record::decode(buffer) {
+                Ok(_) => break,
+                Err(NotARecord::Short(need)) if need > buffer.len() && buffer.len() == want => want = need,
+                Err(_) if retries < ERASE_RACE_RETRIES => {
+                    retries += 1;
+                    std::thread::yield_now();
+                }
+                Err(_) => return Err(self.damaged(offset)),
+            }
+        }
+        let (record, len) = record::decode(buffer).map_err(|_| self.damaged(offset))?;
+        Ok((record, len as u32))
+    }
+
+    /// The bytes of a sound record of known length, as they lie in the file.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] when it is not sound.
+    pub fn read_raw(&self, offset: u64, len: u32, buffer: &mut Vec<u8>) -> Result<(), StoreError> {
+        let (_, read_len) = self.read(offset, len as usize, buffer)?;
+        buffer.truncate(len as usize);
+        if read_len == len && buffer.len() == len as usize { Ok(()) } else { Err(self.damaged(offset)) }
+    }
+
+    /// Reads from `start` to the end, record by record; damage is stepped over and told.
+    pub fn reader(&self, start: u64) -> LogReader<'_> {
+        self.reader_until(start, self.end())
+    }
+
+    /// As [`Log::reader`], up to an earlier end.
+    pub fn reader_until(&self, start: u64, end: u64) -> LogReader<'_> {
+        LogReader { log: self, next: start, end, buffer: Vec::new(), buffer_start: start }
+    }
+
+    /// Up to `want` bytes at `offset`; fewer at the end of the file.
+    fn fill(&self, offset: u64, want: usize, buffer: &mut Vec<u8>) -> Result<(), StoreError> {
+        buffer.resize(want, 0);
+        let mut got = 0;
+        while got < want {
+            match self.file.read_at(&mut buffer[got..], offset + got as u64) {
+                Ok(0) => break,
+                Ok(n) => got += n,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(io_at("read", &self.path)(error)),
+            }
+        }
+        buffer.truncate(got);
+        Ok(())
+    }
+
+    /// Waits until what was written is on the disk.
+    ///
+    /// # Errors
+    /// When the disk fails; the log then takes no more writes.
+    pub fn sync(&self) -> Result<(), StoreError> {
+        self.file.sync_data().map_err(|error| self.poison(&error))
+    }
+
+    /// Writes; at the fault point only the first half, and then the process ends.
+    fn write_or_die_half_way(&self, point: &str, bytes: &[u8], offset: u64) -> io::Result<()> {
+        if fault::is_due(point) {
+            self.file.write_all_at(&bytes[..bytes.len() / 2], offset)?;
+            std::process::abort();
+        }
+        self.file.write_all_at(bytes, offset)
+    }
+
+    fn undo_append(&self, start: u64, error: io::Error) -> StoreError {
+        if let Err(cut_error) = self.file.set_len(start) {
+            return self.poison(&cut_error);
+        }
+        match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+                StoreError::DiskFull
+            }
+            _ => io_at("append to", &self.path)(error),
+        }
+    }
+
+    fn poison(&self, error: &io::Error) -> StoreError {
+        let reason = format!("{}: {error}", self.path.display());
+        tracing::error!("event log: {reason}; no more writes until the next start");
+        *self.poison.lock().expect("no panic while holding it") = Some(reason.clone());
+        StoreError::Poisoned(reason)
+    }
+
+    fn check_writable(&self) -> Result<(), StoreError> {
+        match &*self.poison.lock().expect("no panic while holding it") {
+            Some(reason) => Err(StoreError::Poisoned(reason.clone())),
+            None => Ok(()),
+        }
+    }
+
+    fn damaged(&self, offset: u64) -> StoreError {
+        StoreError::Damaged(format!("{}: the record at byte {offset} is damaged", self.path.display()))
+    }
+}
+
+/// A sequential reader; see [`Log::reader`].
+#[derive(Debug)]
+pub struct LogReader<'l> {
+    log: &'l Log,
+    next: u64,
+    end: u64,
+    buffer: Vec<u8>,
+    buffer_start: u64,
+}
+
+impl LogReader<'_> {
+    /// Where the next step begins.
+    pub fn offset(&self) -> u64 {
+        self.next
+    }
+
+    /// The next record or stretch of damage; `None` at the end.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    #[allow(clippy::should_implement_trait, reason = "lends from its buffer")]
+    pub fn next(&mut self) -> Result<Option<Step<'_>>, StoreError> {
+        if self.next >= self.end {
+            return Ok(None);
+        }
+        let offset = self.next;
+        if !self.load(offset)? {
+            return self.step_over_damage(offset).map(Some);
+        }
+        let at = (offset - self.buffer_start) as usize;
+        let (record, len) = record::decode(&self.buffer[at..]).map_err(|_| self.log.damaged(offset))?;
+        self.next = offset + len as u64;
+        Ok(Some(Step::Record(offset, len as u32, record)))
+    }
+
+    /// Makes the buffer hold the whole record at `offset`; false when there is none.
+    fn load(&mut self, offset: u64) -> Result<bool, StoreError> {
+        let mut want = READ_AHEAD_BYTES;
+        loop {
+            let at = (offset - self.buffer_start) as usize;
+            let room = (self.end - offset) as usize;
+            match record::decode(self.buffer.get(at..).unwrap_or_default()) {
+                Ok((_, len)) => return Ok(len <= room),
+                Err(NotARecord::Short(need)) if need <= room && need <= record::record_len(PAYLOAD_BYTES_MAX) => {
+                    want = want.max(need).min(room);
+                    self.log.fill(offset, want, &mut self.buffer)?;
+                    self.buffer_start = offset;
+                    if self.buffer.len() < need {
+                        return Ok(false);
+                    }
+                }
+                Err(_) => return Ok(false),
+            }
+        }
+    }
+
+    /// Looks for the next sound record behind `offset`.
+    fn step_over_damage(&mut self, offset: u64) -> Result<Step<'static>, StoreError> {
+        let mut candidate = offset + ALIGN as u64;
+        while candidate + FRAME_LEN as u64 <= self.end {
+            if self.has_mark(candidate)? && self.load(candidate)? {
+                self.next = candidate;
+                return Ok(Step::Damaged { offset, len: candidate - offset });
+            }
+            candidate += ALIGN as u64;
+        }
+        self.next = self.end;
+        Ok(Step::TornTail { offset, len: self.end - offset })
+    }
+
+    fn has_mark(&mut self, offset: u64) -> Result<bool, StoreError> {
+        let held = self.buffer_start..self.buffer_start + self.buffer.len() as u64;
+        if !held.contains(&offset) || !held.contains(&(offset + FRAME_LEN as u64 - 1)) {
+            let want = READ_AHEAD_BYTES.min((self.end - offset) as usize);
+            self.log.fill(offset, want, &mut self.buffer)?;
+            self.buffer_start = offset;
+        }
+        let at = (offset - self.buffer_start) as usize;
+        Ok(self.buffer.get(at..at + record::MARK.len()) == Some(&record::MARK[..]))
+    }
+}
+
+/// Turns an I/O error into one that says what was tried on which file.
+pub fn io_at(what: &str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+    let what = format!("cannot {what} {}", path.display());
+    move |source| match source.kind() {
+        io::ErrorKind::StorageFull => StoreError::DiskFull,
+        _ => StoreError::Io { what, source },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Removal;
+
+    /// A log with `count` erased records of 64 bytes, and the folder it lies in.
+    fn sample(count: usize) -> (tempfile::TempDir, Log) {
+        let dir = tempfile::tempdir().expect("a folder for the test");
+        let log = Log::create(&dir.path().join("log"), [7; 16]).expect("new log");
+        for _ in 0..count {
+            log.append(&record::erased(&EventId([9; 32]), 64)).expect("append");
+        }
+        (dir, log)
+    }
+
+    fn steps(log: &Log) -> Vec<String> {
+        let mut reader = log.reader(HEADER_LEN);
+        let mut all = Vec::new();
+        while let Some(step) = reader.next().expect("readable") {
+            all.push(match step {
+                Step::Record(offset, len, _) => format!("{offset}+{len}"),
+                Step::Damaged { offset, len } => format!("damaged {offset}+{len}"),
+                Step::TornTail { offset, len } => format!("torn {offset}+{len}"),
+            });
+        }
+        all
+    }
+
+    /// Reopened, the log gives the same records; a newer format is refused by its number.
+    #[test]
+    fn reopen_reads_the_same() {
+        let (dir, log) = sample(3);
+        assert_eq!(steps(&log), ["32+64", "96+64", "160+64"]);
+        let reopened = Log::open(&dir.path().join("log")).expect("open");
+        assert_eq!((steps(&reopened), reopened.id(), reopened.end()), (steps(&log), [7; 16], 224));
+        log.file.write_all_at(&9u32.to_le_bytes(), 8).expect("write");
+        let error = Log::open(&dir.path().join("log")).expect_err("newer").to_string();
+        assert!(error.contains("format 9"), "{error}");
+    }
+
+    /// Whatever single byte of a record is flipped, that record alone is told as damaged, and the last as torn.
+    #[test]
+    fn damage_is_stepped_over_and_told() {
+        let (_dir, log) = sample(3);
+        for flipped in 96..160 {
+            let mut byte = [0];
+            log.file.read_exact_at(&mut byte, flipped).expect("read");
+            log.file.write_all_at(&[byte[0] ^ 0x10], flipped).expect("write");
+            assert_eq!(steps(&log), ["32+64", "damaged 96+64", "160+64"], "byte {flipped}");
+            assert!(log.read(96, 64, &mut Vec::new()).is_err());
+            log.file.write_all_at(&byte, flipped).expect("write");
+        }
+        log.file.write_all_at(&[1], 170).expect("write");
+        assert_eq!(steps(&log), ["32+64", "96+64", "torn 160+64"]);
+        log.cut(160).expect("cut");
+        assert_eq!(steps(&log), ["32+64", "96+64"]);
+    }
+
+    /// However short the last write was cut, what came before is whole.
+    #[test]
+    fn every_torn_length_is_a_torn_tail() {
+        let (_dir, log) = sample(2);
+        for len in 97..160 {
+            log.file.set_len(len).expect("cut");
+            log.end.store(len, Ordering::Release);
+            assert_eq!(steps(&log), ["32+64".to_owned(), format!("torn 96+{}", len - 96)]);
+        }
+    }
+
+    /// A remove record gives back what went in.
+    #[test]
+    fn remove_record_round_trip() {
+        use crate::store::index::Key;
+        let key = Key::new(b"abc");
+        let mut bytes = Vec::new();
+        let event = crate::store::record::tests_support::stored_event();
+        let removed = record::Removed::new(&event, Some(event.id), 77, 88, Removal::Vanished);
+        record::push_remove(&mut bytes, &removed, [key, Key::new(b"")].iter());
+        let Ok((Record::Remove(read), len)) = record::decode(&bytes) else { panic!("not a remove record") };
+        assert_eq!((len, read.id, read.by), (bytes.len(), event.id, Some(event.id)));
+        assert_eq!((read.offset, read.len, read.why), (77, 88, Removal::Vanished));
+        assert_eq!(read.keys().collect::<Vec<_>>(), [key, Key::new(b"")]);
+    }
+}

@@ -1,0 +1,408 @@
+//! One record of the event log: its bytes, and reading them without parsing JSON.
+//!
+//! Everything is little-endian. A record begins at a multiple of 8 and is padded with zeros to the next one.
+//!
+//! ```text
+//! frame    0  mark       4  C5 'S' 'L' 'R'; not valid UTF-8, so no event's JSON contains it
+//!          4  crc        4  CRC-32 of bytes 8 to the end of the payload
+//!          8  length     4  bytes of the payload
+//!         12  type       1  1 put, 2 remove, 3 erased
+//!         13  reserved   3  zero
+//! put     16  id        32
+//!         48  pubkey    32
+//!         80  created_at 8
+//!         88  expiration 8  all ones: none
+//!         96  kind       2
+//!         98  flags      1  bit 0: the first `d` tag has no value
+//!         99  tags_len   4  bytes of the tag section
+//!        103  tags          for each indexed tag: letter (bit 7: value has escapes) 1,
+//!                           gap from the last value's end (varint), value length (varint); both within the JSON
+//!             json          the canonical JSON
+//! remove  16  id        32  of the removed event
+//!         48  by        32  id of the event that caused it; zeros if none did
+//!         80  offset     8  where the removed record begins
+//!         88  length     4  its whole length
+//!         92  why        1  see `Removal`
+//!         93  keys          the index keys to take out: length 1, bytes; the removed record may be erased by then
+//! erased  16  id        32  of the event that was here: what it replaced must stay replaced
+//!         48  zeros         the rest is gone for good
+//! ```
+
+use crate::protocol::event::{Canonical, Fields, TagSpan, unescape};
+use crate::protocol::supersede::{Address, Version};
+use crate::protocol::{Event, EventId, Kind, PublicKey, TagLetter, Verified};
+
+use super::Removal;
+use super::index::{KEY_BYTES_MAX, Key};
+
+/// Every record begins at a multiple of this.
+pub const ALIGN: usize = 8;
+/// Bytes before the payload.
+pub const FRAME_LEN: usize = 16;
+/// Longest payload; what is longer is refused on writing and counts as damage on reading.
+pub const PAYLOAD_BYTES_MAX: usize = (16 << 20) - 2 * FRAME_LEN;
+/// The first bytes of every record.
+pub const MARK: [u8; 4] = [0xC5, b'S', b'L', b'R'];
+
+const PUT: u8 = 1;
+const REMOVE: u8 = 2;
+const ERASED: u8 = 3;
+const PUT_HEADER_LEN: usize = 87;
+const REMOVE_HEADER_LEN: usize = 77;
+const NO_EXPIRATION: u64 = u64::MAX;
+const ESCAPED: u8 = 0x80;
+const BARE_D: u8 = 1;
+
+/// A record as it lies in a buffer.
+#[derive(Debug)]
+pub enum Record<'a> {
+    /// An event.
+    Put(StoredEvent<'a>),
+    /// The end of an event.
+    Remove(Removed<'a>),
+    /// The id of an event whose bytes were overwritten.
+    Erased(EventId),
+}
+
+/// A stored event: the fields that filters need, and its JSON.
+#[derive(Debug)]
+pub struct StoredEvent<'a> {
+    /// The event id.
+    pub id: EventId,
+    /// The author.
+    pub pubkey: PublicKey,
+    /// Seconds since 1970 UTC.
+    pub created_at: u64,
+    /// The kind.
+    pub kind: Kind,
+    /// When it ceases to be (NIP-40).
+    pub expiration: Option<u64>,
+    bare_d: bool,
+    tags: &'a [u8],
+    /// The canonical JSON.
+    pub json: &'a [u8],
+}
+
+/// What a remove record says.
+#[derive(Debug)]
+pub struct Removed<'a> {
+    /// The removed event.
+    pub id: EventId,
+    /// The event that caused it and stands right before it in the log, if one did.
+    pub by: Option<EventId>,
+    /// Where the removed record begins.
+    pub offset: u64,
+    /// Its whole length, padding included.
+    pub len: u32,
+    /// Why.
+    pub why: Removal,
+    keys: &'a [u8],
+}
+
+/// Why bytes are not a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotARecord {
+    /// More bytes are needed, this many in all.
+    Short(usize),
+    /// No mark, a wrong checksum, or a form that cannot be.
+    Damaged,
+}
+
+/// Whole length of a record with this much payload.
+pub fn record_len(payload_len: usize) -> usize {
+    (FRAME_LEN + payload_len).next_multiple_of(ALIGN)
+}
+
+/// Appends an event's record.
+pub fn push_put(out: &mut Vec<u8>, event: &Verified<Event>) {
+    let canonical = event.canonical();
+    let start = begin(out);
+    out.extend_from_slice(&event.id.0);
+    out.extend_from_slice(&event.pubkey.0);
+    out.extend_from_slice(&event.created_at.to_le_bytes());
+    out.extend_from_slice(&event.expiration().unwrap_or(NO_EXPIRATION).to_le_bytes());
+    out.extend_from_slice(&event.kind.0.to_le_bytes());
+    let bare_d = event.tags.find("d").is_some_and(|tag| tag.value().is_none());
+    out.push(if bare_d { BARE_D } else { 0 });
+    let tags_len_at = out.len();
+    out.extend_from_slice(&[0; 4]);
+    push_tag_spans(out, canonical);
+    let tags_len = (out.len() - tags_len_at - 4) as u32;
+    out[tags_len_at..tags_len_at + 4].copy_from_slice(&tags_len.to_le_bytes());
+    out.extend_from_slice(&canonical.json);
+    finish(out, start, PUT);
+}
+
+/// Bytes that [`push_put`] would append at the most.
+pub fn put_len_bound(event: &Verified<Event>) -> usize {
+    let canonical = event.canonical();
+    record_len(PUT_HEADER_LEN + 11 * canonical.tag_spans.len() + canonical.json.len())
+}
+
+/// Appends the record of a removal.
+pub fn push_remove<'k>(out: &mut Vec<u8>, removed: &Removed<'_>, keys: impl Iterator<Item = &'k Key>) {
+    let start = begin(out);
+    out.extend_from_slice(&removed.id.0);
+    out.extend_from_slice(&removed.by.map_or([0; 32], |id| id.0));
+    out.extend_from_slice(&removed.offset.to_le_bytes());
+    out.extend_from_slice(&removed.len.to_le_bytes());
+    out.push(removal_code(removed.why));
+    for key in keys {
+        out.push(key.as_slice().len() as u8);
+        out.extend_from_slice(key.as_slice());
+    }
+    finish(out, start, REMOVE);
+}
+
+/// The bytes that stand in place of an erased event's record of this whole length.
+pub fn erased(id: &EventId, len: usize) -> Vec<u8> {
+    let mut out = Vec::with_capacity(len);
+    let start = begin(&mut out);
+    out.extend_from_slice(&id.0);
+    out.resize(len, 0);
+    finish(&mut out, start, ERASED);
+    out
+}
+
+/// Reads the record at the start of `bytes`; also gives its whole length.
+///
+/// # Errors
+/// [`NotARecord`].
+pub fn decode(bytes: &[u8]) -> Result<(Record<'_>, usize), NotARecord> {
+    let frame = bytes.get(..FRAME_LEN).ok_or(NotARecord::Short(FRAME_LEN))?;
+    let payload_len = le_u32(frame, 8) as usize;
+    if frame[..4] != MARK || payload_len > PAYLOAD_BYTES_MAX {
+        return Err(NotARecord::Damaged);
+    }
+    let end = FRAME_LEN + payload_len;
+    let checked = bytes.get(8..end).ok_or(NotARecord::Short(end))?;
+    if crc32fast::hash(checked) != le_u32(frame, 4) {
+        return Err(NotARecord::Damaged);
+    }
+    let payload = &bytes[FRAME_LEN..end];
+    let record = match frame[12] {
+        PUT => decode_put(payload).map(Record::Put),
+        REMOVE => decode_remove(payload).map(Record::Remove),
+        ERASED => payload.first_chunk().map(|id| Record::Erased(EventId(*id))),
+        _ => None,
+    };
+    Ok((record.ok_or(NotARecord::Damaged)?, record_len(payload_len)))
+}
+
+fn begin(out: &mut Vec<u8>) -> usize {
+    let start = out.len();
+    debug_assert!(start.is_multiple_of(ALIGN), "records are aligned");
+    out.extend_from_slice(&MARK);
+    out.extend_from_slice(&[0; FRAME_LEN - MARK.len()]);
+    start
+}
+
+fn finish(out: &mut Vec<u8>, start: usize, kind: u8) {
+    let payload_len = out.len() - start - FRAME_LEN;
+    out[start + 8..start + 12].copy_from_slice(&(payload_len as u32).to_le_bytes());
+    out[start + 12] = kind;
+    let crc = crc32fast::hash(&out[start + 8..]);
+    out[start + 4..start + 8].copy_from_slice(&crc.to_le_bytes());
+    out.resize(start + record_len(payload_len), 0);
+}
+
+fn decode_put(payload: &[u8]) -> Option<StoredEvent<'_>> {
+    let header = payload.get(..PUT_HEADER_LEN)?;
+    let expiration = le_u64(header, 72);
+    let (tags, json) = payload[PUT_HEADER_LEN..].split_at_checked(le_u32(header, 83) as usize)?;
+    Some(StoredEvent {
+        id: EventId(array(header, 0)),
+        pubkey: PublicKey(array(header, 32)),
+        created_at: le_u64(header, 64),
+        expiration: (expiration != NO_EXPIRATION).then_some(expiration),
+        kind: Kind(u16::from_le_bytes(array(header, 80))),
+        bare_d: header[82] & BARE_D != 0,
+        tags,
+        json,
+    })
+}
+
+fn decode_remove(payload: &[u8]) -> Option<Removed<'_>> {
+    let header = payload.get(..REMOVE_HEADER_LEN)?;
+    let by = EventId(array(header, 32));
+    Some(Removed {
+        id: EventId(array(header, 0)),
+        by: (by.0 != [0; 32]).then_some(by),
+        offset: le_u64(header, 64),
+        len: le_u32(header, 72),
+        why: removal_from_code(header[76])?,
+        keys: &payload[REMOVE_HEADER_LEN..],
+    })
+}
+
+impl StoredEvent<'_> {
+    /// The slot that the event occupies, as [`Address::of`] has it.
+    pub fn address(&self) -> Option<Address> {
+        let d = if self.kind.is_addressable() && !self.bare_d {
+            let first = self.indexed_tags().find(|(letter, _)| letter.as_byte() == b'd');
+            first.map(|(_, value)| value.into_owned()).unwrap_or_default()
+        } else if self.kind.is_addressable() || self.kind.is_replaceable() {
+            String::new()
+        } else {
+            return None;
+        };
+        Some(Address { kind: self.kind, pubkey: self.pubkey, d })
+    }
+
+    /// The event's place among the versions of its address.
+    pub fn version(&self) -> Version {
+        Version { created_at: self.created_at, id: self.id }
+    }
+
+    /// Indexed tags in order: letter, value.
+    pub fn indexed_tags(&self) -> impl Iterator<Item = (TagLetter, std::borrow::Cow<'_, str>)> {
+        self.tag_spans().filter_map(|span| {
+            let raw = self.json.get(span.start as usize..)?.get(..span.len as usize)?;
+            Some((span.letter, unescape(raw, span.escaped)?))
+        })
+    }
+
+    fn tag_spans(&self) -> impl Iterator<Item = TagSpan> {
+        let mut rest = self.tags;
+        let mut end = 0;
+        std::iter::from_fn(move || {
+            let (&letter, after) = rest.split_first()?;
+            rest = after;
+            let start = end + take_varint(&mut rest)?;
+            let len = take_varint(&mut rest)?;
+            end = start + len;
+            let escaped = letter & ESCAPED != 0;
+            Some(TagSpan { letter: TagLetter::from_byte(letter & !ESCAPED)?, start, len, escaped })
+        })
+    }
+}
+
+impl Fields for StoredEvent<'_> {
+    fn id(&self) -> &EventId {
+        &self.id
+    }
+
+    fn pubkey(&self) -> &PublicKey {
+        &self.pubkey
+    }
+
+    fn created_at(&self) -> u64 {
+        self.created_at
+    }
+
+    fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    fn has_tag(&self, letter: TagLetter, wanted: &mut dyn FnMut(&str) -> bool) -> bool {
+        self.indexed_tags().any(|(name, value)| name == letter && wanted(&value))
+    }
+}
+
+impl<'a> Removed<'a> {
+    /// A removal about to be written; its keys go to [`push_remove`].
+    pub fn new(event: &StoredEvent<'_>, by: Option<EventId>, offset: u64, len: u32, why: Removal) -> Self {
+        Removed { id: event.id, by, offset, len, why, keys: &[] }
+    }
+
+    /// The same removal where there is nothing to remove.
+    pub fn of_nothing(&self) -> Self {
+        Removed { offset: 0, len: 0, ..*self }
+    }
+
+    /// The index keys to take out.
+    pub fn keys(&self) -> impl Iterator<Item = Key> + 'a {
+        let mut rest = self.keys;
+        std::iter::from_fn(move || {
+            let (&len, after) = rest.split_first()?;
+            let (key, after) = after.split_at_checked(usize::from(len))?;
+            rest = after;
+            (key.len() <= KEY_BYTES_MAX).then(|| Key::new(key))
+        })
+    }
+}
+
+impl Removal {
+    /// Whether the event's bytes are overwritten in place.
+    pub fn erases(self) -> bool {
+        matches!(self, Removal::Deleted | Removal::Vanished | Removal::Operator)
+    }
+}
+
+fn removal_code(why: Removal) -> u8 {
+    match why {
+        Removal::Replaced => 1,
+        Removal::Deleted => 2,
+        Removal::Expired => 3,
+        Removal::Vanished => 4,
+        Removal::Operator => 5,
+    }
+}
+
+fn removal_from_code(code: u8) -> Option<Removal> {
+    let all = [Removal::Replaced, Removal::Deleted, Removal::Expired, Removal::Vanished, Removal::Operator];
+    all.into_iter().find(|why| removal_code(*why) == code)
+}
+
+fn push_tag_spans(out: &mut Vec<u8>, canonical: &Canonical) {
+    let mut end = 0;
+    for span in &canonical.tag_spans {
+        out.push(span.letter.as_byte() | if span.escaped { ESCAPED } else { 0 });
+        push_varint(out, span.start - end);
+        push_varint(out, span.len);
+        end = span.start + span.len;
+    }
+}
+
+/// LEB128, as protobuf has it.
+fn push_varint(out: &mut Vec<u8>, mut number: u32) {
+    while number >= 0x80 {
+        out.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    out.push(number as u8);
+}
+
+fn take_varint(rest: &mut &[u8]) -> Option<u32> {
+    let mut number = 0;
+    for shift in (0..32).step_by(7) {
+        let (&byte, after) = rest.split_first()?;
+        *rest = after;
+        number |= u32::from(byte & 0x7f) << shift;
+        if byte < 0x80 {
+            return Some(number);
+        }
+    }
+    None
+}
+
+fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+    bytes[at..at + N].try_into().expect("the range has N bytes")
+}
+
+fn le_u32(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(array(bytes, at))
+}
+
+fn le_u64(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(array(bytes, at))
+}
+
+#[cfg(test)]
+pub(crate) mod tests_support {
+    use super::*;
+
+    /// A stored event without tags or content, for tests that need any.
+    pub(crate) fn stored_event() -> StoredEvent<'static> {
+        StoredEvent {
+            id: EventId([1; 32]),
+            pubkey: PublicKey([2; 32]),
+            created_at: 3,
+            kind: Kind(4),
+            expiration: None,
+            bare_d: false,
+            tags: &[],
+            json: b"{}",
+        }
+    }
+}

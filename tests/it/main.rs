@@ -1,0 +1,29 @@
+//! The integration tests: one binary, a module a subject. Traps carry their number in the name.
+//!
+//! Nothing here sleeps to wait and nothing is timed: a test waits for the message that proves its point, and a
+//! time-out only ends a test that has failed already. Absence is proved by a later message that did arrive.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod support;
+
+mod cli;
+mod crash;
+mod ephemeral;
+mod fanout;
+mod hostile;
+mod http;
+mod layering;
+mod model;
+mod nip01_events;
+mod nip01_filters;
+mod nip01_replaceable;
+mod nip01_subscriptions;
+mod nip09;
+mod nip11;
+mod nip40;
+mod nip45;
+mod nip62;
+mod nip67;
+mod nip70;
+mod real_events;
+mod store_suite;

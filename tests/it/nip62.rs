@@ -1,0 +1,94 @@
+//! NIP-62, requests to vanish: the key's events leave, bytes included, and stay out.
+
+use crate::support::paths::History;
+use crate::support::relay::SERVICE_URL;
+use crate::support::stores::holds;
+use crate::support::{Keys, NOW, Relay, ids};
+use serde_json::json;
+use sledge::protocol::Event;
+
+const VANISHED: &str = "blocked: ";
+
+fn vanish(keys: &Keys, at: u64, relay: &str) -> Event {
+    keys.draft(62, at).tag(["relay", relay]).sign()
+}
+
+/// Everything of the key up to the request's second goes: notes, lists, deletions; what is newer or foreign stays.
+#[tokio::test]
+async fn t14_vanish_takes_all_up_to_its_second() {
+    let (keys, other) = (Keys::new(1), Keys::new(2));
+    let gone = [
+        keys.note(NOW - 5, "old"),
+        keys.note(NOW, "same second"),
+        keys.draft(0, NOW - 1).sign(),
+        keys.draft(30_023, NOW - 1).tag(["d", "x"]).sign(),
+        keys.deletion(NOW - 1, &[("e", &"0".repeat(64))]),
+    ];
+    let stays = [keys.note(NOW + 1, "newer"), other.note(NOW - 5, "foreign"), other.draft(1, NOW).tag(["p", &keys.hex()]).sign()];
+    for url in [SERVICE_URL, "wss://relay.example.com", "ALL_RELAYS"] {
+        let request = vanish(&keys, NOW, url);
+        let kept: Vec<&Event> = stays.iter().chain([&request]).collect();
+        let after = gone.iter().chain(&stays).fold(History::new(), History::stored).stored(&request);
+        gone.iter().fold(after, |history, event| history.refused(event, VANISHED)).leaves(&kept).await;
+        let before = gone.iter().fold(History::new().stored(&request), |history, event| history.refused(event, VANISHED));
+        stays.iter().fold(before, History::stored).leaves(&kept).await;
+    }
+}
+
+/// A request that names other relays only is refused and has no effect.
+#[tokio::test]
+async fn t14_vanish_for_another_relay_has_no_effect() {
+    let keys = Keys::new(1);
+    let note = keys.note(NOW, "stays");
+    for url in ["wss://other.example.com/", "ws://relay.example.com/", "all_relays", ""] {
+        let request = vanish(&keys, NOW + 1, url);
+        History::new().stored(&note).refused(&request, "invalid: ").leaves(&[&note]).await;
+    }
+}
+
+/// Requests to vanish stay, as the relay's record of why it refuses: older and newer ones, in any order.
+#[tokio::test]
+async fn t14_requests_to_vanish_stay() {
+    let keys = Keys::new(1);
+    let [old, new] = [NOW, NOW + 1].map(|at| vanish(&keys, at, "ALL_RELAYS"));
+    History::new().stored(&old).stored(&new).leaves(&[&old, &new]).await;
+    History::new().stored(&new).stored(&old).leaves(&[&old, &new]).await;
+}
+
+/// Gift wraps to the key go too, later ones come in again.
+#[tokio::test]
+async fn t14_vanish_takes_gift_wraps_to_the_key() {
+    let (keys, sender, friend) = (Keys::new(1), Keys::new(2), Keys::new(3));
+    let wrap = |at, to: &Keys| sender.draft(1_059, at).tag(["p", &to.hex()]).sign();
+    let (to_key, to_friend, later) = (wrap(NOW, &keys), wrap(NOW, &friend), wrap(NOW + 1, &keys));
+    let request = vanish(&keys, NOW, SERVICE_URL);
+    let history = History::new().stored(&to_key).stored(&to_friend).stored(&request).refused(&to_key, VANISHED);
+    history.stored(&later).leaves(&[&to_friend, &later, &request]).await;
+}
+
+/// A deletion request against a request to vanish has no effect.
+#[tokio::test]
+async fn t14_a_vanish_cannot_be_deleted() {
+    let keys = Keys::new(1);
+    let note = keys.note(NOW, "gone");
+    let request = vanish(&keys, NOW, "ALL_RELAYS");
+    let deletion = keys.deletion(NOW + 1, &[("e", &request.id.to_hex())]);
+    let history = History::new().stored(&note).stored(&request).stored(&deletion).refused(&note, VANISHED);
+    history.leaves(&[&request, &deletion]).await;
+    History::new().stored(&deletion).stored(&request).refused(&note, VANISHED).leaves(&[&request, &deletion]).await;
+}
+
+/// When the OK arrives, the words are no longer on the disk, those of gift wraps included.
+#[tokio::test]
+async fn t14_vanished_bytes_are_gone_before_the_ok() {
+    let relay = Relay::start().await;
+    let mut client = relay.client().await;
+    let (keys, sender) = (Keys::new(1), Keys::new(2));
+    let words = ["the unmistakable words of a note", "the unmistakable words of a gift wrap"];
+    client.store(&keys.note(NOW, words[0])).await;
+    client.store(&sender.draft(1_059, NOW).tag(["p", &keys.hex()]).content(words[1]).sign()).await;
+    assert!(words.iter().all(|words| holds(relay.dir(), words)), "the search finds what is there");
+    client.store(&vanish(&keys, NOW, SERVICE_URL)).await;
+    assert!(words.iter().all(|words| !holds(relay.dir(), words)));
+    assert_eq!(client.query_ids(json!({"kinds": [1, 1_059]})).await, ids([]));
+}

@@ -1,0 +1,15 @@
+//! What the tests share: a signer, a client, a relay a test, the binary, and the rules written down naively.
+
+pub mod binary;
+pub mod client;
+pub mod paths;
+pub mod reference;
+pub mod relay;
+pub mod signer;
+pub mod stores;
+
+pub use binary::Binary;
+pub use client::Client;
+pub use reference::Reference;
+pub use relay::Relay;
+pub use signer::{Keys, NOW, ids, json_of, verified};
