@@ -1,6 +1,15 @@
 //! `sledge compact`.
 
+use std::io::Write;
+use std::process::ExitCode;
+
 use clap::Args;
+
+use super::progress::{self, count_of_events, size};
+use super::store;
+use crate::config::Config;
+use crate::error::Error;
+use crate::store::compact::{CompactReport, Pace, bytes_needed, compact};
 
 /// Rewrite the store without what was deleted or replaced
 ///
@@ -11,3 +20,56 @@ use clap::Args;
 #[command(after_help = "Example:
   sledge --store sledge-data compact")]
 pub struct CompactArgs {}
+
+/// Compacts, and says what was gained.
+pub fn run(config: &Config, out: &mut impl Write) -> Result<ExitCode, Error> {
+    let report = store::with_existing(config, |opened| {
+        super::say(&format!("compacting needs about {} of free disk space", size(bytes_needed(opened))));
+        let bar = progress::bytes("compacting", None);
+        let pace = Pace {
+            share: 1.0,
+            progress: &|done, total| {
+                bar.set_length(total);
+                bar.set_position(done);
+            },
+        };
+        compact(opened, &pace).map_err(|error| store::failed(config, error))
+    })?;
+    super::print(out, &summary(&report))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn summary(report: &CompactReport) -> String {
+    let freed = report.bytes_before.saturating_sub(report.bytes_after);
+    format!(
+        "{} kept; the event log went from {} to {}, {} are free\n",
+        count_of_events(report.events),
+        size(report.bytes_before),
+        size(report.bytes_after),
+        size(freed)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::cli::testing;
+    use crate::store::{Removal, Store};
+
+    /// What was deleted is gone from the file, what is left can still be read.
+    #[test]
+    fn compacting_keeps_what_is_stored_and_frees_the_rest() {
+        let folder = tempfile::tempdir().unwrap();
+        let notes: Vec<_> = (0..100).map(|n| testing::note(n, &"x".repeat(1_000))).collect();
+        let config = testing::store_with(folder.path(), notes.clone());
+        let ids: Vec<_> = notes[..90].iter().map(|note| note.id).collect();
+        store::with_existing(&config, |opened| Ok(opened.remove(&ids, Removal::Operator).unwrap())).unwrap();
+        let mut out = Vec::new();
+        run(&config, &mut out).unwrap();
+        let said = String::from_utf8(out).unwrap();
+        assert!(said.starts_with("10 events kept; the event log went from 1"), "{said}");
+        assert_eq!(testing::dates(&config), [99, 98, 97, 96, 95, 94, 93, 92, 91, 90]);
+    }
+}

@@ -5,8 +5,15 @@
 
 mod completions;
 mod config;
+mod filter;
+mod interrupt;
 mod key;
 mod logging;
+mod progress;
+mod remote;
+mod store;
+#[cfg(test)]
+mod testing;
 
 pub mod compact;
 pub mod count;
@@ -22,6 +29,7 @@ pub mod verify;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Parser, Subcommand};
@@ -95,7 +103,16 @@ pub fn run(cli: Cli) -> Result<ExitCode, Error> {
     logging::start(&config)?;
     match command {
         Command::Config(command) => config::run(command, &config, out),
-        _ => Err(Error::Usage("this command needs the store, which this build does not have".to_owned())),
+        Command::Serve(args) => serve::run(&args, config),
+        Command::Import(args) => import::run(&args, &Arc::new(config), out),
+        Command::Export(args) => export::run(&args, &config, out),
+        Command::Compact(_) => compact::run(&config, out),
+        Command::Query(args) => query::run(&args, &config, out),
+        Command::Count(args) => count::run(&args, &config, out),
+        Command::Delete(args) => delete::run(&args, &config, out),
+        Command::Verify(_) => verify::run(&config, out),
+        Command::Status(args) => status::run(&args, &config, out),
+        Command::Key(_) | Command::Completions(_) => unreachable!("run before the settings were read"),
     }
 }
 
@@ -111,6 +128,16 @@ fn load_config(file: Option<&std::path::Path>, store: Option<String>) -> Result<
         config.store = store;
     }
     Ok(config)
+}
+
+/// Writes a line without flushing.
+fn print_line(out: &mut impl Write, line: &[u8]) -> Result<(), Error> {
+    out.write_all(line).and_then(|()| out.write_all(b"\n")).map_err(Error::output)
+}
+
+/// Tells a person something, on standard error. Not `eprintln!`, which panics where standard error is closed.
+fn say(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 /// Writes a text and flushes it, so that a full disk or a closed pipe is noticed here and not lost at exit.

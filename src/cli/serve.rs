@@ -1,13 +1,29 @@
 //! `sledge serve`.
 
-use std::net::SocketAddr;
+use std::io::{ErrorKind, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use clap::Args;
+use rustix::process::{Resource, getrlimit, setrlimit};
+
+use super::interrupt::Interrupt;
+use super::progress::number;
+use super::store;
+use crate::config::Config;
+use crate::error::Error;
+use crate::relay::Clock;
+use crate::server::Server;
+use crate::store::Store;
+use crate::store::embedded::EmbeddedStore;
 
 /// Run the relay until SIGINT or SIGTERM
 ///
 /// Runs the relay: WebSocket, relay information (NIP-11) and a landing page on one port. Creates the data directory
-/// when there is none. SIGINT or SIGTERM ends it after what was accepted is answered and stored.
+/// when there is none. SIGINT or SIGTERM ends it after what was accepted is answered and stored; a second signal ends
+/// it at once, which loses nothing that was answered either.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   sledge serve
@@ -16,4 +32,132 @@ pub struct ServeArgs {
     /// Address and port [default: `listen` in the settings, else 127.0.0.1:7777]
     #[arg(long, value_name = "ADDR:PORT")]
     pub listen: Option<SocketAddr>,
+}
+
+/// Threads that run connections. They wait for sockets only; more cores than this serve queries and the writer.
+const WORKERS_MAX: usize = 8;
+
+/// Open files beside the connections: the store's, the listener, standard streams.
+const OTHER_FILES: u64 = 512;
+
+/// Runs the relay to its end.
+pub fn run(args: &ServeArgs, mut config: Config) -> Result<ExitCode, Error> {
+    if let Some(listen) = args.listen {
+        config.listen = listen;
+    }
+    let config = Arc::new(config);
+    raise_open_files(config.limits.connections_max as u64 + OTHER_FILES);
+    let opened = store::open_or_create(&config)?;
+    log_opening(&opened);
+    let interrupt = Interrupt::watch()?;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(cores.clamp(2, WORKERS_MAX))
+        .enable_all()
+        .build()
+        .map_err(|error| Error::Failed(format!("cannot start the relay's threads: {error}")))?;
+    let served = runtime.block_on(serve(&config, &opened, interrupt));
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    served.map(|()| ExitCode::SUCCESS)
+}
+
+async fn serve(config: &Arc<Config>, opened: &Arc<EmbeddedStore>, mut interrupt: Interrupt) -> Result<(), Error> {
+    let store: Arc<dyn Store> = opened.clone();
+    let server = Server::start(Arc::clone(config), store, Clock::system()).await;
+    let server = server.map_err(|error| cannot_listen(config.listen, &error))?;
+    let owner = format!("sledge serve (process {}) on ws://{}", std::process::id(), reachable(server.addr()));
+    opened.describe_owner(&owner).map_err(|error| store::failed(config, error))?;
+    announce(server.addr());
+    interrupt.wait().await;
+    tracing::info!("stopping; a second signal stops at once");
+    let started = Instant::now();
+    server.stop().await.map_err(|error| Error::Failed(format!("the last writes failed: {error}")))?;
+    let stats = opened.stats();
+    tracing::info!(events = stats.events, log_bytes = stats.log_bytes, took = ?started.elapsed(), "stopped");
+    Ok(())
+}
+
+fn cannot_listen(addr: SocketAddr, error: &std::io::Error) -> Error {
+    let hint = match error.kind() {
+        ErrorKind::AddrInUse => {
+            "; another program uses it, perhaps another relay: stop that, or choose another port with --listen"
+        }
+        ErrorKind::AddrNotAvailable => "; this machine does not have the address: choose another with --listen",
+        ErrorKind::PermissionDenied => "; ports below 1024 need a privilege: choose another with --listen",
+        _ => "",
+    };
+    Error::Failed(format!("cannot listen on {addr}: {error}{hint}"))
+}
+
+/// The address at which this machine reaches a listener.
+fn reachable(mut addr: SocketAddr) -> SocketAddr {
+    match addr.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => addr.set_ip(Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(ip) if ip.is_unspecified() => addr.set_ip(Ipv6Addr::LOCALHOST.into()),
+        _ => {}
+    }
+    addr
+}
+
+/// Says where the relay listens, whatever the log level: whoever asked for port 0 has to know.
+fn announce(addr: SocketAddr) {
+    if tracing::enabled!(tracing::Level::INFO) {
+        tracing::info!("listening on ws://{addr}");
+    } else {
+        // A closed standard error is no reason to stop.
+        let _ = writeln!(std::io::stderr(), "listening on ws://{addr}");
+    }
+}
+
+fn log_opening(opened: &EmbeddedStore) {
+    let (stats, report) = (opened.stats(), opened.open_report());
+    let events = number(stats.events);
+    tracing::info!(path = %opened.path().display(), events, replayed = report.replayed, "the store is open");
+}
+
+/// Raises the soft limit on open files as far as needed and allowed; says so where connections will be refused.
+fn raise_open_files(needed: u64) {
+    let mut limit = getrlimit(Resource::Nofile);
+    let Some(current) = limit.current.filter(|current| *current < needed) else { return };
+    let raised = limit.maximum.map_or(needed, |maximum| needed.min(maximum));
+    limit.current = Some(raised);
+    let in_force = if setrlimit(Resource::Nofile, limit).is_ok() { raised } else { current };
+    if in_force < needed {
+        tracing::warn!(
+            "this process may open {in_force} files, and limits.connections_max asks for {needed}; raise the limit \
+             (`ulimit -n`, LimitNOFILE= in a systemd unit) or lower connections_max"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    /// Nobody can connect to "all addresses"; every other address stands.
+    #[test]
+    fn all_addresses_are_reached_on_loopback() {
+        for (listens, reached) in [
+            ("0.0.0.0:7777", "127.0.0.1:7777"),
+            ("[::]:7777", "[::1]:7777"),
+            ("127.0.0.1:1", "127.0.0.1:1"),
+            ("192.168.1.2:80", "192.168.1.2:80"),
+        ] {
+            assert_eq!(reachable(listens.parse().unwrap()).to_string(), reached);
+        }
+    }
+
+    /// The limit never sinks, and reaches what is needed where the hard limit allows.
+    #[test]
+    fn the_limit_on_open_files_only_rises() {
+        let before = getrlimit(Resource::Nofile);
+        raise_open_files(1);
+        assert_eq!(getrlimit(Resource::Nofile).current, before.current);
+        let needed = before.current.unwrap_or(1_024) + 1;
+        raise_open_files(needed);
+        let reached = before.maximum.map_or(needed, |maximum| needed.min(maximum));
+        assert_eq!(getrlimit(Resource::Nofile).current, before.current.map(|_| reached));
+    }
 }

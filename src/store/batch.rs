@@ -282,11 +282,11 @@ impl<'s> Batch<'s> {
     }
 }
 
-/// Whether a stored event goes with its author's request to vanish: all of the author's own that are not newer,
-/// except the request, and gift wraps to the author.
+/// Whether a stored event goes with its author's request to vanish: all of the author's own that are not newer, and
+/// gift wraps to the author. Requests to vanish stay, whichever comes first: they are what keeps the others away.
 fn vanishes_with(event: &StoredEvent<'_>, request: &Event) -> bool {
     event.created_at <= request.created_at
-        && event.id != request.id
+        && event.kind != Kind::VANISH
         && (event.pubkey == request.pubkey || supersede::may_delete(&request.pubkey, event))
 }
 

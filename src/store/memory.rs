@@ -3,7 +3,6 @@
 //! Slow and plain on purpose: the store suite and the tests of the relay compare clever stores with it. Keeps nothing
 //! on disk.
 
-use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -22,9 +21,6 @@ struct Kept {
     /// What can be read, in the order of storing.
     events: Vec<(Position, Verified<Event>)>,
     stored_ever: u64,
-    deleted_ids: HashSet<(PublicKey, EventId)>,
-    deleted_addresses: Vec<(Address, u64)>,
-    vanished: Vec<(PublicKey, u64)>,
 }
 
 impl MemoryStore {
@@ -39,20 +35,29 @@ impl MemoryStore {
 }
 
 impl Kept {
+    /// A request is in force as long as it can be read.
     fn known(&self, event: &Event) -> Known {
         let address = Address::of(event);
         let deleters: Vec<PublicKey> = supersede::deleters(event).collect();
-        let latest = |list: &mut dyn Iterator<Item = u64>| list.max();
+        let requests = |kind| {
+            let of_kind = self.events.iter().map(|(_, request)| request).filter(move |request| request.kind == kind);
+            of_kind.filter(|request| deleters.contains(&request.pubkey))
+        };
+        let names =
+            |request: &Event, wanted: &Target| supersede::deletion_targets(request).any(|target| target == *wanted);
+        let by_id = Target::Event(event.id);
+        let by_address = address.clone().map(Target::Address);
         Known {
             stored: self.contains(&event.id),
             current: address.as_ref().and_then(|address| self.current(address)),
-            deleted_by_id: deleters.iter().any(|key| self.deleted_ids.contains(&(*key, event.id))),
-            address_deleted_until: address.and_then(|address| {
-                latest(&mut self.deleted_addresses.iter().filter(|(at, _)| *at == address).map(|(_, until)| *until))
+            deleted_by_id: requests(Kind::DELETION).any(|request| names(request, &by_id)),
+            address_deleted_until: by_address.and_then(|target| {
+                requests(Kind::DELETION)
+                    .filter(|request| names(request, &target))
+                    .map(|request| request.created_at)
+                    .max()
             }),
-            vanished_until: latest(
-                &mut self.vanished.iter().filter(|(key, _)| deleters.contains(key)).map(|(_, until)| *until),
-            ),
+            vanished_until: requests(Kind::VANISH).map(|request| request.created_at).max(),
         }
     }
 
@@ -73,7 +78,6 @@ impl Kept {
             supersede::deletion_targets(event).for_each(|target| self.delete(event, target));
         }
         if event.kind == Kind::VANISH {
-            self.vanished.push((event.pubkey, event.created_at));
             self.events.retain(|(_, old)| {
                 let covered = supersede::deleters(old).any(|key| key == event.pubkey);
                 old.kind == Kind::VANISH || !covered || old.created_at > event.created_at
@@ -86,15 +90,11 @@ impl Kept {
     fn delete(&mut self, request: &Event, target: Target) {
         match target {
             Target::Event(id) => {
-                self.deleted_ids.insert((request.pubkey, id));
                 self.events.retain(|(_, old)| old.id != id || !supersede::may_delete(&request.pubkey, &**old));
             }
-            Target::Address(address) => {
-                self.events.retain(|(_, old)| {
-                    old.created_at > request.created_at || Address::of(old).as_ref() != Some(&address)
-                });
-                self.deleted_addresses.push((address, request.created_at));
-            }
+            Target::Address(address) => self
+                .events
+                .retain(|(_, old)| old.created_at > request.created_at || Address::of(old).as_ref() != Some(&address)),
         }
     }
 
@@ -144,15 +144,11 @@ impl Store for MemoryStore {
         Ok(Applied { verdicts: verdicts.collect(), end: Position(kept.stored_ever) })
     }
 
-    fn remove(&self, ids: &[EventId], why: Removal) -> Result<u64, StoreError> {
+    fn remove(&self, ids: &[EventId], _why: Removal) -> Result<u64, StoreError> {
         let mut kept = self.kept();
-        let gone: Vec<(PublicKey, EventId)> =
-            kept.events.iter().filter(|(_, event)| ids.contains(&event.id)).map(|(_, e)| (e.pubkey, e.id)).collect();
+        let before = kept.events.len();
         kept.events.retain(|(_, event)| !ids.contains(&event.id));
-        if why == Removal::Deleted {
-            kept.deleted_ids.extend(&gone);
-        }
-        Ok(gone.len() as u64)
+        Ok((before - kept.events.len()) as u64)
     }
 
     fn sweep_expired(&self, now: u64, events_max: usize) -> Result<usize, StoreError> {

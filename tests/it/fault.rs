@@ -35,7 +35,8 @@ fn history() -> Vec<Vec<Event>> {
         let profile = bob.draft(0, now).content(content("profile", n)).sign();
         let article = bob.draft(30_023, now).tag(["d", "a:b"]).content(content("article", n)).sign();
         let wrap = Keys::new(100 + n).draft(1059, now).tag(["p", &carol.hex()]).content(content("wrap", n)).sign();
-        let short = bob.draft(1, now).tag(["expiration", &(NOW + 100 + n % 3).to_string()]).content(content("short", n)).sign();
+        let short =
+            bob.draft(1, now).tag(["expiration", &(NOW + 100 + n % 3).to_string()]).content(content("short", n)).sign();
         let mine = carol.note(now, &content("mine", n));
         let mut batch = vec![note.clone(), profile.clone(), article, wrap, short, mine];
         match n % 5 {
@@ -99,7 +100,9 @@ fn content(store: &EmbeddedStore) -> BTreeMap<String, String> {
 
 fn reference(batches: &[Vec<Event>]) -> Reference {
     let mut reference = Reference::new();
-    batches.iter().flatten().for_each(|event| drop(reference.apply(event, NOW)));
+    batches.iter().flatten().for_each(|event| {
+        reference.apply(event, NOW);
+    });
     reference
 }
 
@@ -138,13 +141,16 @@ fn dying_at_any_fault_point_loses_nothing() {
         content(&open_store(&dir.path().join("store")))
     };
     let erased: Vec<String> = erased_contents(&expected);
-    assert!(erased.len() > 20, "the history should erase something");
+    assert!(erased.len() >= 20, "the history should erase something");
     for point in POINTS {
         for times in [1, 2, 4, 9] {
             let fault = format!("{point}:{times}");
             let dir = tempfile::tempdir().unwrap();
             let ended = spawn_child(dir.path(), Some(&fault));
-            assert!(ended.signal() == Some(ABORTED) || (times > 1 && ended.success()), "{fault} was not reached: {ended}");
+            assert!(
+                ended.signal() == Some(ABORTED) || (times > 1 && ended.success()),
+                "{fault} was not reached: {ended}"
+            );
             if ended.success() {
                 break;
             }

@@ -9,6 +9,7 @@ mod support;
 mod cli;
 mod crash;
 mod ephemeral;
+mod fault;
 mod fanout;
 mod hostile;
 mod http;

@@ -8,14 +8,14 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select, subsequence};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use sledge::protocol::{Event, Filter, Kind, TagLetter, filter::TagCondition};
-use sledge::store::compact::compact;
+use sledge::store::compact::{Pace, compact};
 use sledge::store::embedded::EmbeddedStore;
 use sledge::store::verify::verify;
 use sledge::store::{Progress, Removal, Store, Wanted};
 use tempfile::TempDir;
 
 use crate::support::stores::{assert_rows, count, query, read};
-use crate::support::stores::{once_free, open_store, options, remove_indexes};
+use crate::support::stores::{open_store, remove_indexes};
 use crate::support::{Keys, NOW, Reference, verified};
 
 const AUTHORS: u64 = 3;
@@ -215,9 +215,7 @@ impl Both {
             Step::Merge => self.store().merge_index().unwrap(),
             Step::Reopen => self.reopen_after(|_| {}),
             Step::Rebuild => self.reopen_after(remove_indexes),
-            Step::Compact => self.reopen_after(|dir| {
-                once_free(|| compact(dir, &options()));
-            }),
+            Step::Compact => drop(compact(self.store(), &Pace { share: 1.0, progress: &|_, _| {} }).unwrap()),
         }
     }
 

@@ -1,0 +1,252 @@
+//! What the commands do alike with the store: open it with progress, read it page by page, close it, and say what went
+//! wrong and what to do.
+
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use indicatif::ProgressBar;
+
+use super::progress::{self, size};
+use crate::config::Config;
+use crate::error::Error;
+use crate::protocol::Filter;
+use crate::store::dir::DataDir;
+use crate::store::embedded::{EmbeddedStore, Options};
+use crate::store::{PageBudget, Progress, Query, Row, Store, StoreError, Wanted};
+
+/// Bytes of event JSON read in one go; one event may exceed it.
+const PAGE_BYTES_MAX: usize = 1024 * 1024;
+
+/// How long one page may take. Nobody else waits for this process, so it only has to be some bound.
+const PAGE_TIME_MAX: Duration = Duration::from_secs(60);
+
+/// How long a command may take to bring the index up to its writes. Past that the next start does it.
+const CLOSE_TIME_MAX: Duration = Duration::from_secs(60);
+
+/// Who can answer for the store of the settings.
+pub enum Access {
+    /// This process: nobody else has it.
+    Own(Arc<EmbeddedStore>),
+    /// A relay that runs here and has it, by its WebSocket URL.
+    Relay(String),
+}
+
+/// Opens the store, making an empty one where there is none.
+///
+/// # Errors
+/// [`Error::Failed`] when it is in use or cannot be opened.
+pub fn open_or_create(config: &Config) -> Result<Arc<EmbeddedStore>, Error> {
+    check_is_directory(config)?;
+    open(config).map_err(|error| failed(config, error))
+}
+
+/// As [`open_or_create`], but where a running relay has the store, tells how to reach it.
+///
+/// # Errors
+/// [`Error::Failed`] when it is in use by something else or cannot be opened.
+pub fn open_or_reach(config: &Config) -> Result<Access, Error> {
+    check_is_directory(config)?;
+    match open(config) {
+        Ok(store) => Ok(Access::Own(store)),
+        Err(error @ StoreError::InUse(_)) => match owner_url(config) {
+            Some(url) => Ok(Access::Relay(url)),
+            None => Err(failed(config, error)),
+        },
+        Err(error) => Err(failed(config, error)),
+    }
+}
+
+/// Runs `work` on a store that must be there already, and closes it whatever comes of that.
+///
+/// # Errors
+/// Those of `work`, else those of opening and closing.
+pub fn with_existing<T>(
+    config: &Config,
+    work: impl FnOnce(&Arc<EmbeddedStore>) -> Result<T, Error>,
+) -> Result<T, Error> {
+    must_exist(config)?;
+    let store = open_or_create(config)?;
+    with_open(config, &store, work)
+}
+
+/// Runs `work` on an open store, and closes it whatever comes of that.
+///
+/// # Errors
+/// Those of `work`, else those of closing.
+pub fn with_open<T>(
+    config: &Config,
+    store: &Arc<EmbeddedStore>,
+    work: impl FnOnce(&Arc<EmbeddedStore>) -> Result<T, Error>,
+) -> Result<T, Error> {
+    let result = work(store);
+    let closed = store.close(Instant::now() + CLOSE_TIME_MAX).map_err(|error| failed(config, error));
+    result.and_then(|value| closed.map(|()| value))
+}
+
+/// Refuses a directory that holds no store: whoever reads or deletes means one that is there, and a misspelt `--store`
+/// must not look like an empty one.
+///
+/// # Errors
+/// [`Error::Failed`], naming the directory.
+pub fn must_exist(config: &Config) -> Result<(), Error> {
+    check_is_directory(config)?;
+    let dir = config.store_dir();
+    if dir.join("CURRENT").is_file() {
+        return Ok(());
+    }
+    Err(Error::Failed(format!(
+        "there is no store in {}; name its directory with --store, or make one with `sledge import` or `sledge serve`",
+        dir.display()
+    )))
+}
+
+fn check_is_directory(config: &Config) -> Result<(), Error> {
+    match config.store.split_once("://") {
+        Some((scheme, _)) => Err(Error::Usage(format!(
+            "--store {scheme}://…: this build keeps events in a directory only; name one with --store or `store`"
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// Opens with a bar where there is much of the log to be read.
+fn open(config: &Config) -> Result<Arc<EmbeddedStore>, StoreError> {
+    let bar: Arc<OnceLock<ProgressBar>> = Arc::default();
+    let drawn = Arc::clone(&bar);
+    let options = Options {
+        run_entries_max: config.index_run_entries(),
+        cache_bytes: config.index_cache_bytes() as u64,
+        index_open_timeout: config.storage.index_open_timeout(),
+        progress: Arc::new(move |done, total| {
+            drawn.get_or_init(|| progress::bytes("reading the event log", Some(total))).set_position(done);
+        }),
+    };
+    let opened = EmbeddedStore::open(config.store_dir(), &options);
+    // The store keeps the options, and so the bar.
+    if let Some(bar) = bar.get() {
+        bar.finish_and_clear();
+    }
+    opened.map(Arc::new)
+}
+
+/// The address of the relay that has the store, from what it says of itself.
+fn owner_url(config: &Config) -> Option<String> {
+    let owner = DataDir::owner(config.store_dir())?;
+    owner.split_whitespace().find(|word| word.starts_with("ws://")).map(str::to_owned)
+}
+
+/// A store's error as the user's: which directory, what happened, what to do.
+pub fn failed(config: &Config, error: StoreError) -> Error {
+    let dir = config.store_dir().display();
+    Error::Failed(match &error {
+        StoreError::DiskFull => {
+            format!("the disk that holds {dir} is full; free some space, or move the directory to a larger disk")
+        }
+        StoreError::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
+            format!("{error}; run as the user who owns {dir}, or name another directory with --store")
+        }
+        StoreError::NoRoom { needed_bytes, free_bytes } => format!(
+            "this needs {} on the disk that holds {dir}, and {} are free; make room and try again",
+            size(*needed_bytes),
+            size(*free_bytes)
+        ),
+        StoreError::Poisoned(_) => format!("writing to {dir} failed: {error}"),
+        _ => error.to_string(),
+    })
+}
+
+/// Calls `each` for every event that one of the filters matches, newest first; their limits hold.
+///
+/// # Errors
+/// The first of `each`; [`Error::Failed`] when the store cannot be read.
+pub fn for_each_row(
+    config: &Config,
+    store: &dyn Store,
+    query: Query,
+    mut each: impl FnMut(&Row) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let mut scan = store.scan(query).map_err(|error| failed(config, error))?;
+    let mut rows = Vec::new();
+    loop {
+        let budget = PageBudget { bytes_max: PAGE_BYTES_MAX, until: Instant::now() + PAGE_TIME_MAX };
+        let progress = scan.page(budget, &mut rows).map_err(|error| failed(config, error))?;
+        rows.iter().try_for_each(&mut each)?;
+        rows.clear();
+        if progress != Progress::Paused {
+            return Ok(());
+        }
+    }
+}
+
+/// The query that asks for these filters; one without a limit asks for every match.
+pub fn query(filters: impl IntoIterator<Item = Filter>, now: u64) -> Query {
+    let wanted = |filter: Filter| {
+        let limit = filter.limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
+        Wanted { filter, limit, whole_seconds: false }
+    };
+    let wanted = filters.into_iter().map(wanted).filter(|wanted| wanted.limit > 0);
+    Query { wanted: wanted.filter(|wanted| !wanted.filter.matches_nothing()).collect(), now, before: None }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    fn config_for(store: &std::path::Path) -> Config {
+        Config { store: store.to_str().unwrap().to_owned(), ..Config::default() }
+    }
+
+    /// A misspelt directory is named and not made.
+    #[test]
+    fn a_missing_store_is_named_and_not_made() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = config_for(&folder.path().join("misspelt"));
+        let error = with_existing(&config, |_| Ok(())).unwrap_err();
+        assert!(error.to_string().contains("misspelt") && error.to_string().contains("--store"), "{error}");
+        assert!(!config.store_dir().exists());
+    }
+
+    /// Whoever has the store is reached if it says where, and named if not.
+    #[test]
+    fn an_owner_with_an_address_is_reached_and_another_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = config_for(folder.path());
+        let owner = open_or_create(&config).unwrap();
+        owner.describe_owner("sledge import (process 7)").unwrap();
+        let error = open_or_reach(&config).map(drop).unwrap_err().to_string();
+        assert!(error.contains("in use by sledge import (process 7)"), "{error}");
+        owner.describe_owner("sledge serve (process 7) on ws://127.0.0.1:7777").unwrap();
+        match open_or_reach(&config).unwrap() {
+            Access::Relay(url) => assert_eq!(url, "ws://127.0.0.1:7777"),
+            Access::Own(_) => panic!("two owners"),
+        }
+        let error = with_existing(&config, |_| Ok(())).unwrap_err().to_string();
+        assert!(error.contains("ws://127.0.0.1:7777; stop it first"), "{error}");
+    }
+
+    /// Whatever failed, the directory is named and a way out.
+    #[test]
+    fn errors_name_the_directory() {
+        let config = config_for(std::path::Path::new("my-store"));
+        let denied = std::io::ErrorKind::PermissionDenied.into();
+        for error in [
+            StoreError::DiskFull,
+            StoreError::NoRoom { needed_bytes: 5 << 20, free_bytes: 1 << 20 },
+            StoreError::Io { what: "open LOCK".to_owned(), source: denied },
+            StoreError::Poisoned("EIO".to_owned()),
+        ] {
+            let failed = failed(&config, error);
+            assert!(failed.to_string().contains("my-store"), "{failed}");
+            assert_eq!(failed.exit_code(), 1);
+        }
+    }
+
+    /// A URL is no directory to be made.
+    #[test]
+    fn a_url_is_no_directory() {
+        let config = Config { store: "postgres://localhost/x".to_owned(), ..Config::default() };
+        assert_eq!(open_or_create(&config).map(drop).unwrap_err().exit_code(), 2);
+    }
+}

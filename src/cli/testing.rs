@@ -1,0 +1,67 @@
+//! What the unit tests of the commands share.
+#![allow(clippy::unwrap_used)]
+
+use std::path::Path;
+use std::time::Instant;
+
+use secp256k1::{Keypair, SecretKey};
+
+use super::store;
+use crate::config::Config;
+use crate::protocol::{Event, EventId, Filter, Kind, PublicKey, Signature, Tags, Verified, verify};
+use crate::store::Store;
+
+/// A signed event by an author who is always the same.
+pub fn event(kind: u16, created_at: u64, tags: &[[&str; 2]], content: &str) -> Verified<Event> {
+    let keypair = Keypair::from_secret_key(&SecretKey::from_secret_bytes([7; 32]).unwrap());
+    let mut event = Event {
+        id: EventId([0; 32]),
+        pubkey: PublicKey(keypair.x_only_public_key().0.to_byte_array()),
+        created_at,
+        kind: Kind(kind),
+        tags: Tags::from_lists(tags.iter().map(|tag| tag.iter())),
+        content: content.to_owned(),
+        sig: Signature([0; 64]),
+    };
+    event.id = verify::event_id(&event);
+    event.sig = Signature(secp256k1::schnorr::sign_no_aux_rand(&event.id.0, &keypair).to_byte_array());
+    Verified::check(event).unwrap()
+}
+
+/// A signed note of kind 1.
+pub fn note(created_at: u64, content: &str) -> Verified<Event> {
+    event(1, created_at, &[], content)
+}
+
+/// An event as a line of JSON, without the line feed.
+pub fn json(event: &Verified<Event>) -> String {
+    String::from_utf8(event.canonical().json.to_vec()).unwrap()
+}
+
+/// Settings for a store in `folder`.
+pub fn config_for(folder: &Path) -> Config {
+    Config { store: folder.to_str().unwrap().to_owned(), ..Config::default() }
+}
+
+/// Settings for a store in `folder` that holds these events and is closed.
+pub fn store_with(folder: &Path, events: impl IntoIterator<Item = Verified<Event>>) -> Config {
+    let config = config_for(folder);
+    let events: Vec<_> = events.into_iter().collect();
+    let store = store::open_or_create(&config).unwrap();
+    store.apply(&events, 0).unwrap();
+    store.close(Instant::now() + std::time::Duration::from_secs(60)).unwrap();
+    config
+}
+
+/// `created_at` of everything that is stored, newest first.
+pub fn dates(config: &Config) -> Vec<u64> {
+    let mut dates = Vec::new();
+    store::with_existing(config, |opened| {
+        store::for_each_row(config, &**opened, store::query([Filter::default()], 0), |row| {
+            dates.push(row.created_at);
+            Ok(())
+        })
+    })
+    .unwrap();
+    dates
+}
