@@ -117,6 +117,7 @@ fn open(config: &Config) -> Result<Arc<EmbeddedStore>, StoreError> {
         run_entries_max: config.index_run_entries(),
         cache_bytes: config.index_cache_bytes() as u64,
         index_open_timeout: config.storage.index_open_timeout(),
+        compress: config.storage.compress,
         progress: Arc::new(move |done, total| {
             drawn.get_or_init(|| progress::bytes("reading the event log", Some(total))).set_position(done);
         }),
