@@ -133,12 +133,7 @@ fn import(lines: Lines, access: Access, config: &Arc<Config>, report: &mut Repor
             // Only makes the message better that others get meanwhile.
             let _ = opened.describe_owner(&format!("sledge import (process {})", std::process::id()));
             let import = own::Import { config, store: opened.clone(), clock: Clock::system(), interrupt };
-            let mut ended = Ok(Ended::Whole);
-            store::with_open(config, &opened, |_| {
-                ended = import.run(lines, report);
-                Ok(())
-            })?;
-            ended
+            store::with_open(config, &opened, |_| import.run(lines, report))
         }
         Access::Relay(url) => {
             super::say(&format!("the relay on {url} has the store; the events go to it"));
