@@ -166,7 +166,11 @@ impl<'c> Copy<'c> {
     }
 
     fn is_stored(&self, record: &Record<'_>, place: Place) -> Result<bool, StoreError> {
-        let Record::Put(event) = record else { return Ok(false) };
+        let event = match record {
+            Record::Put(event) => event,
+            Record::Gone(_) => return Ok(true),
+            Record::Remove(_) | Record::Erased(_) => return Ok(false),
+        };
         let current = self.old.index.get(&schema::by_id(&event.id))?.as_ref().and_then(schema::place);
         Ok(current == Some(place))
     }

@@ -17,7 +17,7 @@ use super::fault;
 use super::index::bloom::Bloom;
 use super::index::buffer::BufferedIndex;
 use super::index::sled::SledIndex;
-use super::index::{Change, IndexError, Key};
+use super::index::{Change, IndexError, Key, Value};
 use super::log::{Erasure, HEADER_LEN, Log, Step};
 use super::record::{Record, Removed, StoredEvent};
 use super::schema::{self, Place, SCHEMA_VERSION};
@@ -296,6 +296,7 @@ impl<'i> Replay<'i> {
                 self.events += u64::from(counts);
             }
             Record::Erased(id) => self.cause = Some(*id),
+            Record::Gone(gone) => self.changes.push((schema::gone_version(gone), Some(Value::new(&[])))),
             Record::Remove(removed) => {
                 let was_there = self.remove(removed)?;
                 if counts {

@@ -6,7 +6,7 @@
 //! frame    0  mark       4  C5 'S' 'L' 'R'; not valid UTF-8, so no event's JSON contains it
 //!          4  crc        4  CRC-32 of bytes 8 to the end of the payload
 //!          8  length     4  bytes of the payload
-//!         12  type       1  1 put, 2 remove, 3 erased
+//!         12  type       1  1 put, 2 remove, 3 erased, 4 gone
 //!         13  reserved   3  zero
 //! put     16  id        32
 //!         48  pubkey    32
@@ -26,6 +26,9 @@
 //!         93  keys          the index keys to take out: length 1, bytes; the removed record may be erased by then
 //! erased  16  id        32  of the event that was here: what it replaced must stay replaced
 //!         48  zeros         the rest is gone for good
+//! gone    16  address   16  hash of an address; a version of it was deleted by id, and older ones with it
+//!         32  created_at 8  of that version
+//!         40  id        32  of that version
 //! ```
 
 use crate::protocol::event::{Canonical, Fields, TagSpan, unescape};
@@ -47,6 +50,8 @@ pub const MARK: [u8; 4] = [0xC5, b'S', b'L', b'R'];
 const PUT: u8 = 1;
 const REMOVE: u8 = 2;
 const ERASED: u8 = 3;
+const GONE: u8 = 4;
+const GONE_LEN: usize = 56;
 const PUT_HEADER_LEN: usize = 87;
 const REMOVE_HEADER_LEN: usize = 77;
 const NO_EXPIRATION: u64 = u64::MAX;
@@ -62,6 +67,17 @@ pub enum Record<'a> {
     Remove(Removed<'a>),
     /// The id of an event whose bytes were overwritten.
     Erased(EventId),
+    /// Versions of an address that must not come back.
+    Gone(GoneVersion),
+}
+
+/// A version of an address that was deleted by its id. It and whatever it replaces stay out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GoneVersion {
+    /// Hash of the address; see `schema`.
+    pub address: [u8; 16],
+    /// The deleted version.
+    pub version: Version,
 }
 
 /// A stored event: the fields that filters need, and its JSON.
@@ -154,6 +170,15 @@ pub fn push_remove<'k>(out: &mut Vec<u8>, removed: &Removed<'_>, keys: impl Iter
     finish(out, start, REMOVE);
 }
 
+/// Appends the record of a deleted version.
+pub fn push_gone(out: &mut Vec<u8>, gone: &GoneVersion) {
+    let start = begin(out);
+    out.extend_from_slice(&gone.address);
+    out.extend_from_slice(&gone.version.created_at.to_le_bytes());
+    out.extend_from_slice(&gone.version.id.0);
+    finish(out, start, GONE);
+}
+
 /// The bytes that stand in place of an erased event's record of this whole length.
 pub fn erased(id: &EventId, len: usize) -> Vec<u8> {
     let mut out = Vec::with_capacity(len);
@@ -183,6 +208,10 @@ pub fn decode(bytes: &[u8]) -> Result<(Record<'_>, usize), NotARecord> {
     let record = match frame[12] {
         PUT => decode_put(payload).map(Record::Put),
         REMOVE => decode_remove(payload).map(Record::Remove),
+        GONE if payload.len() == GONE_LEN => {
+            let version = Version { created_at: le_u64(payload, 16), id: EventId(array(payload, 24)) };
+            Some(Record::Gone(GoneVersion { address: array(payload, 0), version }))
+        }
         ERASED => payload.first_chunk().map(|id| Record::Erased(EventId(*id))),
         _ => None,
     };

@@ -179,7 +179,9 @@ async fn t41_garbage_at_every_stage() {
     let mut bystander = Bystander::on(&relay).await;
     let mut unfinished = TcpStream::connect(relay.addr()).await.unwrap();
     unfinished.write_all(b"GET / HTTP/1.1\r\nHost: ").await.unwrap();
-    for garbage in [&[0u8; 4_096][..], b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc", b"GET / HTTP/9.9\r\n\r\n", b"\r\n\r\n\r\n"] {
+    for garbage in
+        [&[0u8; 4_096][..], b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc", b"GET / HTTP/9.9\r\n\r\n", b"\r\n\r\n\r\n"]
+    {
         let mut stream = TcpStream::connect(relay.addr()).await.unwrap();
         let _ = stream.write_all(garbage).await;
         let _ = stream.shutdown().await;

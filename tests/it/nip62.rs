@@ -24,13 +24,18 @@ async fn t14_vanish_takes_all_up_to_its_second() {
         keys.draft(30_023, NOW - 1).tag(["d", "x"]).sign(),
         keys.deletion(NOW - 1, &[("e", &"0".repeat(64))]),
     ];
-    let stays = [keys.note(NOW + 1, "newer"), other.note(NOW - 5, "foreign"), other.draft(1, NOW).tag(["p", &keys.hex()]).sign()];
+    let stays = [
+        keys.note(NOW + 1, "newer"),
+        other.note(NOW - 5, "foreign"),
+        other.draft(1, NOW).tag(["p", &keys.hex()]).sign(),
+    ];
     for url in [SERVICE_URL, "wss://relay.example.com", "ALL_RELAYS"] {
         let request = vanish(&keys, NOW, url);
         let kept: Vec<&Event> = stays.iter().chain([&request]).collect();
         let after = gone.iter().chain(&stays).fold(History::new(), History::stored).stored(&request);
         gone.iter().fold(after, |history, event| history.refused(event, VANISHED)).leaves(&kept).await;
-        let before = gone.iter().fold(History::new().stored(&request), |history, event| history.refused(event, VANISHED));
+        let before =
+            gone.iter().fold(History::new().stored(&request), |history, event| history.refused(event, VANISHED));
         stays.iter().fold(before, History::stored).leaves(&kept).await;
     }
 }

@@ -48,7 +48,10 @@ fn expected_after_import(events: &[Event], now: u64) -> BTreeMap<String, String>
 /// request to vanish from elsewhere.
 fn is_welcome(event: &Event) -> bool {
     let vanishes_here = event.tags.values("relay").any(|url| url == "ALL_RELAYS");
-    !event.kind.is_ephemeral() && event.kind.0 != 22_242 && !is_protected(event) && (event.kind.0 != 62 || vanishes_here)
+    !event.kind.is_ephemeral()
+        && event.kind.0 != 22_242
+        && !is_protected(event)
+        && (event.kind.0 != 62 || vanishes_here)
 }
 
 /// NIP-70: a `-` tag, of its own or in the event that a repost embeds.
@@ -150,7 +153,8 @@ async fn found_invalid_events_are_refused() {
 fn forgeries() -> Vec<String> {
     let event = Keys::new(1).draft(1, NOW).tag(["t", "x"]).content("true").sign();
     let json = json_of(&event);
-    let changes = [("true", "false"), ("\"kind\":1", "\"kind\":2"), ("[\"t\",\"x\"]", "[\"t\",\"y\"]"), ("\"x\"", "\"x\",\"\"")];
+    let changes =
+        [("true", "false"), ("\"kind\":1", "\"kind\":2"), ("[\"t\",\"x\"]", "[\"t\",\"y\"]"), ("\"x\"", "\"x\",\"\"")];
     let mut forged: Vec<String> = changes.iter().map(|(from, to)| json.replacen(from, to, 1)).collect();
     forged.push(json.replacen(&event.sig.to_hex()[..8], "00000000", 1));
     assert!(forged.iter().all(|forged| *forged != json));
@@ -189,19 +193,39 @@ fn fixture() -> Vec<Event> {
     let [alice, bob, carol] = [1, 2, 3].map(|n| Keys::new(1_000 + n));
     let mut events: Vec<Event> = Vec::new();
     let odd = [
-        "", " ", "plain", "\u{0}\u{1}\u{1f}", "\u{7f}\u{80}", "\"\\/\u{8}\u{c}\n\r\t", "\u{2028}\u{2029}", "\u{ffff}\u{feff}",
-        "👩‍👩‍👧‍👦🏴󠁧󠁢󠁥󠁮󠁧󠁿", "مرحبا שלום", "e\u{301} é", "{\"id\":\"x\",\"sig\":[]}", "]}],[", "\\u0041", "nostr:npub1", "<script>", "%00",
+        "",
+        " ",
+        "plain",
+        "\u{0}\u{1}\u{1f}",
+        "\u{7f}\u{80}",
+        "\"\\/\u{8}\u{c}\n\r\t",
+        "\u{2028}\u{2029}",
+        "\u{ffff}\u{feff}",
+        "👩‍👩‍👧‍👦🏴󠁧󠁢󠁥󠁮󠁧󠁿",
+        "مرحبا שלום",
+        "e\u{301} é",
+        "{\"id\":\"x\",\"sig\":[]}",
+        "]}],[",
+        "\\u0041",
+        "nostr:npub1",
+        "<script>",
+        "%00",
     ];
     for (n, text) in odd.iter().enumerate() {
         events.push(alice.draft(1, NOW + n as u64 / 3).tag(["t", text]).tag(["r", "", text]).content(*text).sign());
     }
     events.push(bob.note(0, "the beginning"));
     events.push(bob.note(NOW, &"long ".repeat(2_000)));
-    events.push((0..300u32).fold(bob.draft(3, NOW), |draft, n| draft.tag(["p".to_owned(), format!("{n:064x}")])).sign());
-    for (kind, at) in [(0, 5), (0, 3), (0, 5), (3, 9), (10_002, 1), (10_002, 2), (41, 1), (41, 2), (65_535, 1), (40_000, 1)] {
+    events
+        .push((0..300u32).fold(bob.draft(3, NOW), |draft, n| draft.tag(["p".to_owned(), format!("{n:064x}")])).sign());
+    for (kind, at) in
+        [(0, 5), (0, 3), (0, 5), (3, 9), (10_002, 1), (10_002, 2), (41, 1), (41, 2), (65_535, 1), (40_000, 1)]
+    {
         events.push(bob.draft(kind, NOW + at).content(events.len().to_string()).sign());
     }
-    for (d, at) in [(Some("x"), 1), (Some("x"), 4), (Some("x"), 2), (Some(""), 1), (None, 2), (Some("a:b"), 1), (Some("ü"), 1)] {
+    for (d, at) in
+        [(Some("x"), 1), (Some("x"), 4), (Some("x"), 2), (Some(""), 1), (None, 2), (Some("a:b"), 1), (Some("ü"), 1)]
+    {
         let draft = carol.draft(30_023, NOW + at).tag(["title", "t"]);
         events.push(if let Some(d) = d { draft.tag(["d", d]) } else { draft }.sign());
     }
@@ -237,5 +261,8 @@ fn the_fixture_is_up_to_date() {
         fs::create_dir_all(Path::new(FIXTURE).parent().unwrap()).unwrap();
         fs::write(FIXTURE, &expected).unwrap();
     }
-    assert!(fs::read_to_string(FIXTURE).unwrap() == expected, "the fixture is out of date: delete it and run this again");
+    assert!(
+        fs::read_to_string(FIXTURE).unwrap() == expected,
+        "the fixture is out of date: delete it and run this again"
+    );
 }
