@@ -18,7 +18,7 @@ use crate::protocol::supersede::Verdict;
 use crate::protocol::{Event, EventId, message};
 
 /// Events that wait for the relay's answer. Enough to fill its batches, and below what makes it stop reading.
-const UNANSWERED_MAX: usize = 100;
+const UNANSWERED_MAX: usize = 200;
 
 /// Bytes of `["EVENT",` and `]` around an event.
 const ENVELOPE_BYTES: usize = 10;
