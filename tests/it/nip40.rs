@@ -75,7 +75,7 @@ async fn t31_unreadable_values_are_ignored() {
     let bare = keys.draft(1, NOW).tag(["expiration"]).sign();
     let far = keys.draft(1, NOW).tag(["expiration", "x"]).tag(["expiration", "99999999999"]).sign();
     let kept: Vec<&Event> = odd.iter().chain([&bare, &far]).collect();
-    kept.iter().copied().fold(History::new(), History::stored).leaves(&kept).await;
+    kept.iter().copied().fold(History::new(), History::stored).keeps(kept).holds_on_every_path().await;
 }
 
 /// An event that expired long ago does not come in by import, and one that expires in the far future does.
