@@ -40,7 +40,7 @@ async fn t31_hidden_in_the_same_second() {
     relay.set_now(NOW + 10);
     for filter in &filters {
         assert_eq!(client.query_ids(filter.clone()).await, ids([&stays]), "{filter}");
-        assert_eq!(client.count(&[filter.clone()]).await, 1, "{filter}");
+        assert_eq!(client.count(std::slice::from_ref(filter)).await, 1, "{filter}");
     }
     let again = client.publish(&event).await;
     assert!(!again.0 || again.1.starts_with("duplicate: "), "{again:?}");
