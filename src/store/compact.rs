@@ -211,23 +211,16 @@ impl<'c> Copy<'c> {
     fn take_cold(&mut self, offset: u64, len: u32, record: &Record<'_>) -> Result<(), StoreError> {
         let mut bytes = Vec::new();
         self.old.log.read_raw(offset, len, &mut bytes)?;
-        if let Record::Put(event) = record {
-            let is_packed = matches!(record::parse(&bytes), Some(Record::Packed(_)));
-            match &mut self.packer {
-                Some(_) if is_packed => {} // with the same dictionary
-                Some(packer) => {
-                    if let Some(body) = packer.pack(event) {
-                        bytes.clear();
-                        record::push_packed(&mut bytes, event, &body);
-                    }
-                }
-                None => {
-                    bytes.clear();
-                    record::push_plain(&mut bytes, event);
-                }
+        let Record::Put(event) = record else { return self.take(&bytes, record) };
+        let is_packed = matches!(record::parse(&bytes), Some(Record::Packed(_)));
+        if self.packer.is_none() || !is_packed {
+            bytes.clear();
+            match self.packer.as_mut().and_then(|packer| packer.pack(event)) {
+                Some(body) => record::push_packed(&mut bytes, event, &body),
+                None => record::push_plain(&mut bytes, event),
             }
         }
-        self.take(&bytes, record)
+        self.take(&bytes, &Record::Put(event.alone()))
     }
 
     fn is_stored(&self, record: &Record<'_>, place: Place) -> Result<bool, StoreError> {

@@ -205,28 +205,20 @@ fn replay(
 ) -> Result<(), StoreError> {
     let mut replay = Replay::new(index, bloom, from)?;
     let mut reader = log.reader(from);
-    let mut erasures = Vec::new();
     let mut told = from;
-    let mut torn_at = None;
+    let mut sound_end = log.end();
     while let Some(step) = reader.next()? {
         match step {
             Step::Record(offset, len, record) => {
                 report.replayed += 1;
-                if let Record::Remove(removed) = &record
-                    && removed.why.erases()
-                {
-                    erasures.push(Erasure { id: removed.id, offset: removed.offset, len: removed.len });
-                }
                 replay.take(offset, len, &record)?;
             }
             Step::Damaged { offset, len } => {
+                replay.close_group(offset);
                 replay.cause = None;
                 report.damaged.push((offset, len));
             }
-            Step::TornTail { offset, len } => {
-                report.torn_bytes = len;
-                torn_at = Some(offset);
-            }
+            Step::TornTail { offset, .. } => sound_end = offset,
         }
         let done = reader.offset();
         if done >= told + PROGRESS_BYTES {
@@ -234,12 +226,14 @@ fn replay(
             (options.progress)(done, log.end());
         }
     }
-    if let Some(offset) = torn_at {
+    let end = replay.end_that_counts(sound_end);
+    if end < log.end() {
+        report.torn_bytes = log.end() - end;
         tracing::warn!("cut {} bytes of an unfinished write off the event log", report.torn_bytes);
-        log.cut(offset)?;
+        log.cut(end)?;
     }
     replay.flush()?;
-    finish_erasures(log, &erasures, report)?;
+    finish_erasures(log, &replay.erasures, report)?;
     for (offset, len) in &report.damaged {
         tracing::error!("{len} damaged bytes in the event log at byte {offset} were passed over; run `sledge verify`");
     }
@@ -267,15 +261,31 @@ pub(super) struct Replay<'i> {
     index: &'i BufferedIndex,
     bloom: &'i Bloom,
     changes: Vec<Change>,
-    /// Log offset behind the last record taken.
+    /// Log offset behind the last record that counts.
     end: u64,
     events: u64,
     dead_bytes: u64,
     /// Records before this are counted already.
     counted_up_to: u64,
-    /// The event put last. A removal counts only behind the event that caused it: a power cut may keep the removal
-    /// and lose the cause, and then the removed event is the one to keep.
+    /// The event put last. A removal counts only behind the event that caused it: damage may keep the removal and take
+    /// the cause, and then the removed event is the one to keep.
     cause: Option<EventId>,
+    /// A put whose followers are not all read yet.
+    group: Option<Group>,
+    /// What the removals that count promised to erase.
+    erasures: Vec<Erasure>,
+}
+
+/// A put with what it brought about. It counts as a whole or not at all.
+struct Group {
+    offset: u64,
+    followers_left: u32,
+    /// Of the put; they come last, since the removals free keys that the put takes.
+    entries: Vec<Change>,
+    removals: Vec<Change>,
+    removed: u64,
+    dead_bytes: u64,
+    erasures: Vec<Erasure>,
 }
 
 impl<'i> Replay<'i> {
@@ -290,71 +300,124 @@ impl<'i> Replay<'i> {
             dead_bytes: state.dead_bytes,
             counted_up_to: state.counted_up_to,
             cause: None,
+            group: None,
+            erasures: Vec::new(),
         })
     }
 
     pub(super) fn take(&mut self, offset: u64, len: u32, record: &Record<'_>) -> Result<(), StoreError> {
-        let counts = offset >= self.counted_up_to;
+        let end = offset + u64::from(len);
         match record {
-            Record::Put(event) => {
-                self.put(event, Place::new(offset, len));
-                self.events += u64::from(counts);
+            Record::Put(event) => self.put(event, Place::new(offset, len)),
+            Record::Remove(removed) => self.remove(removed, offset, len)?,
+            Record::Gone(gone) => self.follow(Some((schema::gone_version(gone), Some(Value::new(&[]))))),
+            Record::Erased(id) => {
+                self.close_group(offset);
+                self.cause = Some(*id);
             }
-            Record::Erased(id) => self.cause = Some(*id),
             Record::Packed(_) | Record::Dictionary(_) => {} // readers unpack; the dictionary is the log's own business
-            Record::Gone(gone) => self.changes.push((schema::gone_version(gone), Some(Value::new(&[])))),
-            Record::Remove(removed) => {
-                let was_there = self.remove(removed)?;
-                if counts {
-                    self.events = self.events.saturating_sub(u64::from(was_there));
-                    self.dead_bytes += u64::from(removed.len) + u64::from(len);
-                }
-            }
         }
-        self.end = offset + u64::from(len);
+        if self.group.as_ref().is_none_or(|group| group.followers_left == 0) {
+            self.close_group(end);
+            self.end = end;
+        }
         if self.changes.len() >= REPLAY_CHANGES { self.flush() } else { Ok(()) }
     }
 
+    /// Where the log ends as far as it counts: before a put whose followers were cut off.
+    fn end_that_counts(&self, log_end: u64) -> u64 {
+        self.group.as_ref().map_or(log_end, |group| group.offset)
+    }
+
     fn put(&mut self, event: &StoredEvent<'_>, place: Place) {
+        self.close_group(place.offset);
         self.cause = Some(event.id);
         self.bloom.insert(&event.id.0);
         schema::named_ids(event).for_each(|id| self.bloom.insert(&id.0));
-        self.changes.extend(schema::entries(event, place));
+        self.group = Some(Group {
+            offset: place.offset,
+            followers_left: event.followers,
+            entries: schema::entries(event, place),
+            removals: Vec::new(),
+            removed: 0,
+            dead_bytes: 0,
+            erasures: Vec::new(),
+        });
     }
 
-    /// Takes out what a removal names; false when it was not there, or stays because its cause was lost.
-    fn remove(&mut self, removed: &Removed<'_>) -> Result<bool, StoreError> {
+    /// Takes out what a removal names, unless its cause was lost.
+    fn remove(&mut self, removed: &Removed<'_>, offset: u64, len: u32) -> Result<(), StoreError> {
         self.flush()?;
-        if !self.has_cause(removed)? {
-            return Ok(false);
-        }
+        let mut changes = Vec::new();
         let mut was_there = false;
-        for key in removed.keys() {
-            if !schema::holds_a_place(&key) {
-                self.changes.push((key, None));
-            } else if self
-                .index
-                .get(&key)?
-                .as_ref()
-                .and_then(schema::place)
-                .is_some_and(|at| at.offset == removed.offset)
-            {
-                self.changes.push((key, None));
-                was_there = true;
+        if self.has_cause(removed)? {
+            for key in removed.keys() {
+                let place = if schema::holds_a_place(&key) { self.index.get(&key)? } else { None };
+                let is_its_own = place.as_ref().and_then(schema::place).is_some_and(|at| at.offset == removed.offset);
+                if is_its_own || !schema::holds_a_place(&key) {
+                    changes.push((key, None));
+                }
+                was_there |= is_its_own;
+            }
+            if removed.why.erases() {
+                let erasure = Erasure { id: removed.id, offset: removed.offset, len: removed.len };
+                self.group.as_mut().map_or(&mut self.erasures, |group| &mut group.erasures).push(erasure);
             }
         }
-        Ok(was_there)
+        let dead_bytes = u64::from(removed.len) + u64::from(len);
+        let counts = self.counts(offset);
+        match &mut self.group {
+            Some(group) => {
+                group.removed += u64::from(was_there);
+                group.dead_bytes += dead_bytes;
+            }
+            None if counts => {
+                self.events = self.events.saturating_sub(u64::from(was_there));
+                self.dead_bytes += dead_bytes;
+            }
+            None => {}
+        }
+        self.follow(changes);
+        Ok(())
+    }
+
+    /// Adds the changes of one record to the open group, or to all if there is none.
+    fn follow(&mut self, changes: impl IntoIterator<Item = Change>) {
+        match &mut self.group {
+            Some(group) => {
+                group.removals.extend(changes);
+                group.followers_left = group.followers_left.saturating_sub(1);
+            }
+            None => self.changes.extend(changes),
+        }
+    }
+
+    /// Takes the open group as it is: it is complete, or what is missing was damaged and not cut off.
+    fn close_group(&mut self, end: u64) {
+        let Some(group) = self.group.take() else { return };
+        if self.counts(group.offset) {
+            self.events = (self.events + 1).saturating_sub(group.removed);
+            self.dead_bytes += group.dead_bytes;
+        }
+        self.changes.extend(group.removals);
+        self.changes.extend(group.entries);
+        self.erasures.extend(group.erasures);
+        self.end = end;
+    }
+
+    fn counts(&self, offset: u64) -> bool {
+        offset >= self.counted_up_to
     }
 
     fn has_cause(&self, removed: &Removed<'_>) -> Result<bool, StoreError> {
         match removed.by {
             None => Ok(true),
             Some(by) if self.cause == Some(by) => Ok(true),
-            // Replay may begin between a cause and its removals.
             Some(by) => Ok(self.index.get(&schema::by_id(&by))?.is_some()),
         }
     }
 
+    /// Makes what counts so far visible in the index.
     pub(super) fn flush(&mut self) -> Result<(), StoreError> {
         self.counted_up_to = self.counted_up_to.max(self.end);
         self.changes.extend(schema::counters(self.events, self.dead_bytes, self.counted_up_to));
