@@ -36,6 +36,15 @@ pub struct Pace<'p> {
     pub progress: &'p dyn Fn(u64, u64),
 }
 
+/// What compaction does about damage in the old log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Damage {
+    /// Stops, since going on would make the loss final.
+    Refuse,
+    /// Leaves it behind: repair has told what is lost.
+    StepOver,
+}
+
 /// What compaction came to.
 #[derive(Clone, Copy, Debug, Default, serde::Serialize)]
 pub struct CompactReport {
@@ -59,6 +68,15 @@ pub fn bytes_needed(store: &EmbeddedStore) -> u64 {
 /// [`StoreError::Damaged`] when the log has damage, which compaction would make final; [`StoreError::NoRoom`] when the
 /// disk cannot hold the new generation; I/O errors. The old generation stays current then.
 pub fn compact(store: &EmbeddedStore, pace: &Pace<'_>) -> Result<CompactReport, StoreError> {
+    compact_with(store, pace, Damage::Refuse)
+}
+
+/// As [`compact`], with a choice about damage.
+pub(super) fn compact_with(
+    store: &EmbeddedStore,
+    pace: &Pace<'_>,
+    damage: Damage,
+) -> Result<CompactReport, StoreError> {
     let _only_one = match store.compacting.try_lock() {
         Err(TryLockError::WouldBlock) => return Err(StoreError::InUse("compaction is under way already".to_owned())),
         guard => guard,
@@ -67,7 +85,7 @@ pub fn compact(store: &EmbeddedStore, pace: &Pace<'_>) -> Result<CompactReport, 
     let old = store.files();
     let new = open::new_generation(&store.dir, &store.options, store.writer_and_files().0.events)?;
     let bytes_before = old.log.end();
-    let built = Copy::new(&old, &new, pace).and_then(|copy| copy.run(store));
+    let built = Copy::new(&old, &new, pace, damage).and_then(|copy| copy.run(store));
     let state = match built {
         Ok(state) => state,
         Err(error) => {
@@ -90,6 +108,7 @@ struct Copy<'c> {
     old: &'c Files,
     new: &'c Files,
     pace: &'c Pace<'c>,
+    damage: Damage,
     replay: Replay<'c>,
     /// Everything of the old log before this was looked at.
     done: u64,
@@ -100,10 +119,18 @@ struct Copy<'c> {
 }
 
 impl<'c> Copy<'c> {
-    fn new(old: &'c Files, new: &'c Files, pace: &'c Pace<'c>) -> Result<Self, StoreError> {
-        let replay = Replay::new(&new.index, &new.bloom, HEADER_LEN)?;
-        let stride_began = Instant::now();
-        Ok(Copy { old, new, pace, replay, done: HEADER_LEN, pending: Vec::new(), erase: Vec::new(), stride_began })
+    fn new(old: &'c Files, new: &'c Files, pace: &'c Pace<'c>, damage: Damage) -> Result<Self, StoreError> {
+        Ok(Copy {
+            old,
+            new,
+            pace,
+            damage,
+            replay: Replay::new(&new.index, &new.bloom, HEADER_LEN)?,
+            done: HEADER_LEN,
+            pending: Vec::new(),
+            erase: Vec::new(),
+            stride_began: Instant::now(),
+        })
     }
 
     /// Runs to the point where the new generation can take over. The writer waits from then on: the guard is with it.
@@ -152,9 +179,10 @@ impl<'c> Copy<'c> {
                     }
                 },
                 Step::Record(..) => {}
+                Step::Damaged { .. } | Step::TornTail { .. } if self.damage == Damage::StepOver => {}
                 Step::Damaged { offset, .. } | Step::TornTail { offset, .. } => {
                     return Err(StoreError::Damaged(format!(
-                        "{} is damaged at byte {offset}; compacting would make the loss final, see `sledge verify`",
+                        "{} is damaged at byte {offset}; compacting would make the loss final, see `sledge repair`",
                         self.old.log.path().display()
                     )));
                 }

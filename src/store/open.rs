@@ -17,8 +17,8 @@ use super::fault;
 use super::index::bloom::Bloom;
 use super::index::buffer::BufferedIndex;
 use super::index::sled::SledIndex;
-use super::index::{Change, IndexError, Key};
-use super::log::{Erasure, HEADER_LEN, Log, Step};
+use super::index::{Change, Index, IndexError, Key};
+use super::log::{Erasure, HEADER_LEN, Log, Step, io_at};
 use super::record::{Record, Removed, StoredEvent};
 use super::schema::{self, Place, SCHEMA_VERSION};
 
@@ -120,6 +120,15 @@ pub(super) fn for_each_key(
 }
 
 fn first_generation(dir: &DataDir) -> Result<Generation, StoreError> {
+    for found in dir.generations()? {
+        let len = fs::metadata(found.log()).map_err(io_at("look at", &found.log()))?.len();
+        if len > HEADER_LEN {
+            return Err(StoreError::Damaged(format!(
+                "{} holds events, and the file CURRENT that should name its folder is missing; see `sledge repair`",
+                found.log().display()
+            )));
+        }
+    }
     let generation = dir.new_generation()?;
     Log::create(&generation.log(), secp256k1::rand::random())?;
     dir.switch_to(&generation)?;
@@ -150,10 +159,18 @@ fn usable_index(generation: &Generation, log: &Log, options: &Options) -> Result
         return Ok(Err("it reaches further than the log".to_owned()));
     }
     match open_engine(generation, options) {
+        Ok(engine) if meta.indexed_up_to > HEADER_LEN && !has_counters(&engine) => {
+            Ok(Err("its files are gone, or empty".to_owned()))
+        }
         Ok(engine) => Ok(Ok((engine, meta))),
         Err(error @ IndexError::Io { .. }) => Err(error.into()),
         Err(error) => Ok(Err(error.to_string())),
     }
+}
+
+/// Whether an index was ever written to: the counters are in the first run.
+fn has_counters(engine: &SledIndex) -> bool {
+    matches!(engine.get(&schema::counter(schema::Counter::CountedUpTo)), Ok(Some(_)))
 }
 
 fn fresh_index(generation: &Generation, log: &Log, options: &Options) -> Result<(SledIndex, IndexMeta), StoreError> {
@@ -209,6 +226,7 @@ fn replay(
                 report.replayed += 1;
                 if let Record::Remove(removed) = &record
                     && removed.why.erases()
+                    && removed.len > 0
                 {
                     erasures.push(Erasure { id: removed.id, offset: removed.offset, len: removed.len });
                 }

@@ -189,6 +189,18 @@ pub fn decode(bytes: &[u8]) -> Result<(Record<'_>, usize), NotARecord> {
     Ok((record.ok_or(NotARecord::Damaged)?, record_len(payload_len)))
 }
 
+/// Length of a sound record without its padding, which no checksum covers.
+pub fn checked_len(record: &[u8]) -> usize {
+    FRAME_LEN + le_u32(record, 8) as usize
+}
+
+/// The event's id in bytes that may be its damaged record, as far as they still look like one.
+pub fn id_in_damage(bytes: &[u8]) -> Option<EventId> {
+    let looks_right = bytes.get(12) == Some(&PUT) && bytes.get(13..16) == Some(&[0; 3][..]);
+    let id = bytes.get(FRAME_LEN..)?.first_chunk()?;
+    (looks_right && *id != [0; 32]).then_some(EventId(*id))
+}
+
 fn begin(out: &mut Vec<u8>) -> usize {
     let start = out.len();
     debug_assert!(start.is_multiple_of(ALIGN), "records are aligned");

@@ -475,8 +475,8 @@ mod tests {
         assert_eq!(numbers(500, 503, 10), [500, 501, 502]);
         assert_eq!(numbers(500, 700, 2), [500, 501]);
         assert_eq!(numbers(998, 2_000, 10), [998, 999]);
-        assert_eq!(numbers(500, 500, 10), []);
-        assert_eq!(numbers(500, 700, 0), []);
+        assert_eq!(numbers(500, 500, 10), [0u16; 0]);
+        assert_eq!(numbers(500, 700, 0), [0u16; 0]);
     }
 
     /// A database of more leaves than may stay in memory is opened again within the run,

@@ -1,0 +1,226 @@
+#![allow(clippy::unwrap_used)]
+
+use std::path::Path;
+
+use super::*;
+use crate::store::Removal;
+use crate::store::testing::{assert_sound, close, contents, flip, holds, log_of, note, once_free, open, sign};
+
+const NOW: u64 = 100;
+
+fn mend(dir: &Path) -> RepairReport {
+    let wish = Wish { keep: false, now: NOW, progress: &|_, _, _| {} };
+    let report = once_free(|| repair(dir, &Options::default(), &wish)).unwrap();
+    assert_eq!(report.problems, [] as [&str; 0]);
+    report
+}
+
+/// A store of notes, a profile with a former version, and an erased note; closed. What is visible, newest first.
+fn sample(dir: &Path) -> Vec<Verified<Event>> {
+    let store = open(dir);
+    let deleted = note(5, "deleted");
+    let visible: Vec<_> = [
+        sign(2, 0, 20, &[], "profile"),
+        sign(1, 1, 12, &[&["t", "a tag"], &["e", &deleted.id.to_hex()]], "third"),
+        note(11, "second"),
+        note(10, "first"),
+    ]
+    .into();
+    let batch: Vec<_> =
+        [&deleted, &visible[3], &sign(2, 0, 9, &[], "former profile"), &visible[2], &visible[1], &visible[0]]
+            .map(Clone::clone)
+            .into();
+    store.apply(&batch, 0).unwrap();
+    store.remove(&[deleted.id], Removal::Operator).unwrap();
+    close(store);
+    visible
+}
+
+fn copy_dir(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_type().unwrap().is_dir() {
+            copy_dir(&entry.path(), &to.join(entry.file_name()));
+        } else {
+            std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+        }
+    }
+}
+
+/// Where an event's record lies: offset, length.
+fn record_of(log: &Log, id: &EventId) -> (u64, u64) {
+    let mut reader = log.reader(HEADER_LEN);
+    while let Some(step) = reader.next().unwrap() {
+        if let Step::Record(offset, len, crate::store::record::Record::Put(event)) = step
+            && event.id == *id
+        {
+            return (offset, u64::from(len));
+        }
+    }
+    panic!("event {id} is not in the log")
+}
+
+/// A flipped byte in any part of the log: reading goes on, verify names the event, repair keeps all others, and the
+/// event itself where only what stands around its JSON was hit.
+#[test]
+fn a_flipped_byte_costs_at_most_its_event() {
+    let folder = tempfile::tempdir().unwrap();
+    let good = folder.path().join("good");
+    let visible = sample(&good);
+    let log = Log::open_read_only(&log_of(&good)).unwrap();
+    for hit in &visible[1..] {
+        let (offset, len) = record_of(&log, &hit.id);
+        let json = offset + len - (hit.canonical().json.len() as u64).next_multiple_of(8);
+        for (at, is_saved) in [
+            (offset, true),             // mark
+            (offset + 5, true),         // checksum
+            (offset + 8, true),         // length
+            (offset + 11, true),        // length, beyond all bounds
+            (offset + 12, true),        // type
+            (offset + 20, true),        // id in the header
+            (offset + 81, true),        // created_at in the header
+            (offset + 99, true),        // length of the tag section
+            (json + 30, true),          // id in the JSON
+            (json + 100, false),        // author
+            (offset + len - 20, false), // signature
+        ] {
+            let dir = folder.path().join("bad");
+            copy_dir(&good, &dir);
+            flip(&log_of(&dir), at as usize);
+            let store = open(&dir);
+            assert_eq!(contents(&store).len(), 3, "byte {at}");
+            let problems = verify(&store, &|_, _| {}).unwrap().problems.join("\n");
+            assert!(problems.contains(&hit.id.to_hex()), "byte {at} of {}: {problems}", hit.id);
+            drop(store);
+            let report = mend(&dir);
+            let lost: Vec<_> = report.lost.iter().flat_map(|stretch| &stretch.events).collect();
+            let expected = if is_saved { (vec![hit.id.to_hex()], vec![]) } else { (vec![], vec![hit.id.to_hex()]) };
+            assert_eq!((report.saved, lost.into_iter().cloned().collect()), expected, "byte {at}");
+            let store = open(&dir);
+            assert_sound(&store);
+            let kept = visible.iter().filter(|event| is_saved || event.id != hit.id);
+            assert_eq!(contents(&store), kept.map(|event| event.content.clone()).collect::<Vec<_>>(), "byte {at}");
+            drop(store);
+            std::fs::remove_dir_all(&dir).unwrap();
+        }
+    }
+}
+
+/// Damage in records of events that are gone costs nothing, and what was erased stays erased.
+#[test]
+fn damage_in_what_is_gone_costs_nothing_visible() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("store");
+    let visible = sample(&dir);
+    let bytes = std::fs::read(log_of(&dir)).unwrap();
+    flip(&log_of(&dir), HEADER_LEN as usize + 40); // the erased record
+    let profile = memchr::memmem::find(&bytes, b"former profile").unwrap();
+    flip(&log_of(&dir), profile);
+    let report = mend(&dir);
+    assert_eq!((report.saved.len(), report.lost.len()), (0, 1), "{report:?}");
+    let store = open(&dir);
+    assert_eq!(contents(&store), visible.iter().map(|event| event.content.clone()).collect::<Vec<_>>());
+    assert!(!holds(&std::fs::read(log_of(&dir)).unwrap(), "deleted"));
+}
+
+/// Pages of zeros: everything outside of them is kept.
+#[test]
+fn a_page_of_zeros_costs_only_what_was_in_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("store");
+    let store = open(&dir);
+    let notes: Vec<_> = (0..60).map(|n| note(n, &format!("note {n} {}", "x".repeat(300)))).collect();
+    store.apply(&notes, 0).unwrap();
+    close(store);
+    let path = log_of(&dir);
+    let log = Log::open_read_only(&path).unwrap();
+    let places: Vec<_> = notes.iter().map(|note| record_of(&log, &note.id)).collect();
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[8192..12288].fill(0);
+    std::fs::write(&path, &bytes).unwrap();
+    let report = mend(&dir);
+    let hit = |(offset, len): &(u64, u64)| *offset < 12288 && offset + len > 8192;
+    let gone: Vec<String> =
+        std::iter::zip(&notes, &places).filter(|(_, place)| hit(place)).map(|(note, _)| note.id.to_hex()).collect();
+    let told: Vec<String> = report.lost.iter().flat_map(|stretch| stretch.events.clone()).collect();
+    assert_eq!((report.events as usize, told.len()), (notes.len() - gone.len(), gone.len()));
+    // The bytes of most are gone altogether: the index tells the second half of their ids.
+    assert!(gone.iter().all(|id| told.iter().any(|told| id.ends_with(told.trim_start_matches('?')))), "{told:?}");
+    assert_sound(&open(&dir));
+}
+
+/// The files around the log: what follows from the rest is written again, and what does not is refused.
+#[test]
+fn lost_heads_are_written_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let good = folder.path().join("good");
+    let visible = sample(&good);
+    let expected: Vec<_> = visible.iter().map(|event| event.content.clone()).collect();
+    let check = |name: &str, damage: &dyn Fn(&Path)| {
+        let dir = folder.path().join(name);
+        copy_dir(&good, &dir);
+        damage(&dir);
+        let report = mend(&dir);
+        assert_eq!(contents(&open(&dir)), expected, "{name}");
+        report
+    };
+    let report = check("no CURRENT", &|dir| std::fs::remove_file(dir.join("CURRENT")).unwrap());
+    assert_eq!(report.current_mended.as_deref(), Some("gen-000001"));
+    check("CURRENT of zeros", &|dir| std::fs::write(dir.join("CURRENT"), [0; 11]).unwrap());
+    check("CURRENT of no text", &|dir| std::fs::write(dir.join("CURRENT"), [0xff; 11]).unwrap());
+    for at in [0, 7, 10, 11, 20] {
+        let report = check(&format!("header byte {at}"), &|dir| flip(&log_of(dir), at));
+        assert_eq!(report.header_mended, at < 12, "byte {at}");
+    }
+    let report = check("index.meta", &|dir| flip(&dir.join("gen-000001/index.meta"), 3));
+    assert!(report.index_rebuilt.is_some());
+    check("no index", &|dir| std::fs::remove_dir_all(dir.join("gen-000001/index")).unwrap());
+
+    let dir = folder.path().join("refused");
+    copy_dir(&good, &dir);
+    flip(&log_of(&dir), 8);
+    let wish = Wish { keep: false, now: NOW, progress: &|_, _, _| {} };
+    let refused = || once_free(|| repair(&dir, &Options::default(), &wish)).unwrap_err().to_string();
+    assert!(refused().contains("log format 17"));
+    flip(&log_of(&dir), 8);
+    std::fs::remove_file(dir.join("CURRENT")).unwrap();
+    assert!(
+        once_free(|| EmbeddedStore::open(&dir, &Options::default()))
+            .err()
+            .unwrap()
+            .to_string()
+            .contains("sledge repair")
+    );
+    copy_dir(&dir.join("gen-000001"), &dir.join("gen-000002"));
+    assert!(refused().contains("several generations"));
+    let text = dir.join("gen-000001/events.log");
+    std::fs::remove_dir_all(dir.join("gen-000002")).unwrap();
+    std::fs::write(&text, "no log at all, but a text of more than 32 bytes").unwrap();
+    assert!(refused().contains("holds no record"));
+    assert!(holds(&std::fs::read(&text).unwrap(), "a text of more"));
+}
+
+/// A sound store is left alone; a survey changes nothing; a kept log is the damaged one.
+#[test]
+fn nothing_is_done_without_need() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("store");
+    let visible = sample(&dir);
+    let log = std::fs::read(log_of(&dir)).unwrap();
+    let report = mend(&dir);
+    assert!(report.rewritten.is_none() && report.index_rebuilt.is_none() && report.lost.is_empty(), "{report:?}");
+    assert_eq!(std::fs::read(log_of(&dir)).unwrap(), log);
+    let at = memchr::memmem::find(&log, b"second").unwrap();
+    flip(&log_of(&dir), at);
+    let damaged = std::fs::read(log_of(&dir)).unwrap();
+    let survey = once_free(|| survey(&dir, &|_, _| {})).unwrap();
+    assert_eq!(survey.damaged.len(), 1);
+    assert_eq!((&survey.damaged[0].events[..], survey.whole.len()), (&[visible[2].id.to_hex()][..], 0));
+    assert_eq!(std::fs::read(log_of(&dir)).unwrap(), damaged);
+    let wish = Wish { keep: true, now: NOW, progress: &|_, _, _| {} };
+    let report = once_free(|| repair(&dir, &Options::default(), &wish)).unwrap();
+    assert_eq!(std::fs::read(report.kept.unwrap()).unwrap(), damaged);
+    assert_ne!(std::fs::read(log_of(&dir)).unwrap(), damaged);
+    assert_sound(&open(&dir));
+}
