@@ -105,6 +105,9 @@ fn mended(config: &Config, report: &RepairReport) -> String {
     if let Some(reason) = &report.index_rebuilt {
         lines.push(format!("the index was built again: {reason}"));
     }
+    if report.replaced_again > 0 {
+        lines.push(format!("{} taken out, since newer versions are there", count_of_events(report.replaced_again)));
+    }
     if let Some(sizes) = &report.rewritten {
         let (before, after) = (size(sizes.bytes_before), size(sizes.bytes_after));
         lines.push(format!("the event log was written again without what is damaged: {before} before, {after} now"));

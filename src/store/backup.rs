@@ -118,7 +118,7 @@ fn open_current(store_dir: &Path) -> Result<Log, StoreError> {
     }
 }
 
-/// Adds what is new.
+/// Adds what is new, and deletes what an interrupted run left.
 fn extend(
     dest: &Path,
     source: &Log,
@@ -126,6 +126,9 @@ fn extend(
     manifest: Manifest,
     progress: &dyn Fn(u64, u64),
 ) -> Result<BackupReport, StoreError> {
+    for (_, name) in copies_in(dest)?.iter().filter(|(_, name)| *name != manifest.log) {
+        remove_copy(dest, name)?;
+    }
     let before = manifest.log_bytes;
     let mut copy = Copy::new(source, log, manifest, progress);
     if let Err(error) = copy.copy_new() {

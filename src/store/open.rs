@@ -252,7 +252,7 @@ fn replay(
         log.cut(offset)?;
     }
     replay.flush()?;
-    finish_erasures(log, &erasures, report)?;
+    finish_erasures(log, index, &erasures, report)?;
     for (offset, len) in &report.damaged {
         tracing::error!("{len} damaged bytes in the event log at byte {offset} were passed over; run `sledge verify`");
     }
@@ -260,10 +260,19 @@ fn replay(
 }
 
 /// Overwrites what a removal promised to erase and a crash may have left; damage there is a half-done erasure.
-fn finish_erasures(log: &Log, erasures: &[Erasure], report: &mut Report) -> Result<(), StoreError> {
+fn finish_erasures(
+    log: &Log,
+    index: &BufferedIndex,
+    erasures: &[Erasure],
+    report: &mut Report,
+) -> Result<(), StoreError> {
     let mut buffer = Vec::new();
     let mut left = Vec::new();
     for erasure in erasures {
+        let stored_at = index.get(&schema::by_id(&erasure.id))?.as_ref().and_then(schema::place);
+        if stored_at.is_some_and(|place| place.offset == erasure.offset) {
+            continue; // it stays, since the cause of its removal was lost
+        }
         match log.read(erasure.offset, erasure.len as usize, &mut buffer) {
             Ok((Record::Erased(_), _)) => {}
             Ok((Record::Put(event), _)) if event.id != erasure.id => {}
@@ -424,4 +433,39 @@ fn read_checked(path: &Path) -> Option<Vec<u8>> {
     let mut bytes = fs::read(path).ok()?;
     let crc = bytes.split_off(bytes.len().checked_sub(4)?);
     (crc32fast::hash(&bytes).to_le_bytes()[..] == crc[..]).then_some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::store::Removal;
+    use crate::store::record::{push_put, push_remove};
+    use crate::store::testing::{assert_sound, close, contents, log_of, note, open};
+
+    /// A removal whose cause was lost takes nothing away, neither from the index nor from the log; one that names
+    /// nothing, as compaction may leave it, does nothing.
+    #[test]
+    fn removals_without_cause_or_target_do_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        close(open(folder.path()));
+        let log = Log::open(&log_of(folder.path())).unwrap();
+        let mut bytes = Vec::new();
+        push_put(&mut bytes, &note(1, "stays"));
+        let len = bytes.len() as u32;
+        let put = bytes.clone();
+        let Ok((Record::Put(event), _)) = crate::store::record::decode(&put) else { panic!("an event") };
+        let lost = Some(EventId([7; 32]));
+        push_remove(&mut bytes, &Removed::new(&event, lost, HEADER_LEN, len, Removal::Deleted), [].iter());
+        let nothing = Removed::new(&event, None, 0, 0, Removal::Operator);
+        push_remove(&mut bytes, &nothing, [].iter());
+        log.append(&bytes).unwrap();
+        for _ in 0..2 {
+            let store = open(folder.path());
+            assert_eq!(contents(&store), ["stays"]);
+            assert_sound(&store);
+            close(store);
+        }
+    }
 }

@@ -2,11 +2,12 @@
 //!
 //! 1. `CURRENT` and the log's header are written again where they can be told from the rest.
 //! 2. The index is built again from the log.
-//! 3. Where the log has damage, a new generation gets every sound record that is still stored. Events that are whole
-//!    inside damaged records are stored again, under the rules for any event.
+//! 3. Events that are whole inside damaged records are stored again, under the rules for any event.
+//! 4. Where the log has damage, a new generation gets every sound record that is still stored.
 //!
-//! The order of removals and their causes is as in any replay: where a damaged event had replaced another one, the
-//! other one comes back.
+//! A crash at any moment leaves the damaged generation or the new one, and repair can be run again.
+//!
+//! Where a damaged event had replaced another one, the other one comes back.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -22,8 +23,10 @@ use super::damage::{Found, Stretch, indexed_in, look_through, named_stretch};
 use super::dir::{DataDir, Generation, free_bytes_at, sync_dir};
 use super::embedded::{EmbeddedStore, Options};
 use super::log::{HEADER_LEN, Log, Step, io_at};
+use super::record::Record;
+use super::schema::{self, Place};
 use super::verify::verify;
-use super::{Store, StoreError};
+use super::{Removal, Store, StoreError};
 
 /// Bytes of log between two reports of progress.
 const PROGRESS_BYTES: u64 = 1 << 20;
@@ -62,6 +65,8 @@ pub struct RepairReport {
     pub header_mended: bool,
     /// Why the index was built again, if it was.
     pub index_rebuilt: Option<String>,
+    /// Events that a newer version had replaced, taken out again, since the record of their removal was lost.
+    pub replaced_again: u64,
     /// Sizes before and after, where the log had to be written again.
     pub rewritten: Option<CompactReport>,
     /// Events that were read out of damaged records and stored again.
@@ -112,15 +117,18 @@ pub fn repair(dir: &Path, options: &Options, wish: &Wish<'_>) -> Result<RepairRe
         with_new_index(store, options)?
     };
     let still_damaged: Vec<u64> = store.open_report().damaged.iter().map(|(offset, _)| *offset).collect();
-    if !still_damaged.is_empty() {
-        let pace = Pace { share: 1.0, progress: &|done, total| (wish.progress)("writing the log again", done, total) };
-        report.rewritten = Some(compact_with(&store, &pace, Damage::StepOver)?);
-    }
     // What was damaged because its erasure was interrupted has been erased by now, and is not lost.
     let lost = scan.found.keys().filter(|at| still_damaged.contains(&at.0) || scan.tail == Some(**at));
     let lost: Vec<_> = lost.copied().collect();
     report.saved = store_again(&store, &scan, &lost, wish.now)?;
+    if !is_well {
+        report.replaced_again = replace_again(&store)?;
+    }
     report.lost = without_saved(scan.named(&indexed), &lost, &report.saved);
+    if !still_damaged.is_empty() {
+        let pace = Pace { share: 1.0, progress: &|done, total| (wish.progress)("writing the log again", done, total) };
+        report.rewritten = Some(compact_with(&store, &pace, Damage::StepOver)?);
+    }
     report.problems = check(&store, wish)?;
     report.events = store.stats().events;
     store.close(Instant::now() + CLOSE_TIME_MAX)?;
@@ -253,6 +261,23 @@ fn store_again(
         }
     }
     Ok(saved)
+}
+
+/// Takes out the events at whose address there is another one, which came later. Returns how many there were.
+fn replace_again(store: &EmbeddedStore) -> Result<u64, StoreError> {
+    let files = store.files();
+    let mut replaced = Vec::new();
+    let mut reader = files.log.reader(HEADER_LEN);
+    while let Some(step) = reader.next()? {
+        let Step::Record(offset, len, Record::Put(event)) = step else { continue };
+        let Some(address) = event.address() else { continue };
+        let here = Some(Place::new(offset, len));
+        let current = files.index.get(&schema::by_address(&address))?.as_ref().and_then(schema::place);
+        if current != here && files.place_of(&event.id)? == here {
+            replaced.push(event.id);
+        }
+    }
+    store.remove(&replaced, Removal::Replaced)
 }
 
 /// The stretches of which something is lost, without what was saved.

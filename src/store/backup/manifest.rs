@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::store::StoreError;
-use crate::store::dir::write_atomically;
+use crate::store::dir::{sync_dir, write_atomically};
 use crate::store::log::{FORMAT_VERSION, HEADER_LEN, Log, io_at};
 
 const LOCK: &str = "LOCK";
@@ -133,7 +133,8 @@ fn copy_number(name: &str) -> Option<u32> {
 
 pub(super) fn remove_copy(dest: &Path, name: &str) -> Result<(), StoreError> {
     let path = dest.join(name);
-    fs::remove_file(&path).map_err(io_at("delete", &path))
+    fs::remove_file(&path).map_err(io_at("delete", &path))?;
+    sync_dir(dest)
 }
 
 pub(super) fn lock_to_write(dest: &Path) -> Result<File, StoreError> {

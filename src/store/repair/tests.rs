@@ -52,7 +52,7 @@ fn copy_dir(from: &Path, to: &Path) {
 fn record_of(log: &Log, id: &EventId) -> (u64, u64) {
     let mut reader = log.reader(HEADER_LEN);
     while let Some(step) = reader.next().unwrap() {
-        if let Step::Record(offset, len, crate::store::record::Record::Put(event)) = step
+        if let Step::Record(offset, len, Record::Put(event)) = step
             && event.id == *id
         {
             return (offset, u64::from(len));
@@ -69,41 +69,66 @@ fn a_flipped_byte_costs_at_most_its_event() {
     let good = folder.path().join("good");
     let visible = sample(&good);
     let log = Log::open_read_only(&log_of(&good)).unwrap();
-    for hit in &visible[1..] {
+    let bytes = std::fs::read(log.path()).unwrap();
+    /// Added to places that are counted from the beginning of the JSON.
+    const IN_JSON: usize = 1_000_000;
+    let places = [
+        ("mark", 0, true),
+        ("checksum", 5, true),
+        ("length", 8, true),
+        ("length, beyond all bounds", 11, true),
+        ("type", 12, true),
+        ("id in the header", 20, true),
+        ("created_at in the header", 81, true),
+        ("length of the tag section", 99, true),
+        ("id in the JSON", IN_JSON + 20, true),
+        ("author in the JSON", IN_JSON + 100, false),
+        ("signature", IN_JSON + 300, false),
+    ];
+    for ((what, at, is_saved), hit) in places.into_iter().zip(visible[1..].iter().cycle()) {
         let (offset, len) = record_of(&log, &hit.id);
-        let json = offset + len - (hit.canonical().json.len() as u64).next_multiple_of(8);
-        for (at, is_saved) in [
-            (offset, true),             // mark
-            (offset + 5, true),         // checksum
-            (offset + 8, true),         // length
-            (offset + 11, true),        // length, beyond all bounds
-            (offset + 12, true),        // type
-            (offset + 20, true),        // id in the header
-            (offset + 81, true),        // created_at in the header
-            (offset + 99, true),        // length of the tag section
-            (json + 30, true),          // id in the JSON
-            (json + 100, false),        // author
-            (offset + len - 20, false), // signature
-        ] {
-            let dir = folder.path().join("bad");
-            copy_dir(&good, &dir);
-            flip(&log_of(&dir), at as usize);
-            let store = open(&dir);
-            assert_eq!(contents(&store).len(), 3, "byte {at}");
-            let problems = verify(&store, &|_, _| {}).unwrap().problems.join("\n");
-            assert!(problems.contains(&hit.id.to_hex()), "byte {at} of {}: {problems}", hit.id);
-            drop(store);
-            let report = mend(&dir);
-            let lost: Vec<_> = report.lost.iter().flat_map(|stretch| &stretch.events).collect();
-            let expected = if is_saved { (vec![hit.id.to_hex()], vec![]) } else { (vec![], vec![hit.id.to_hex()]) };
-            assert_eq!((report.saved, lost.into_iter().cloned().collect()), expected, "byte {at}");
-            let store = open(&dir);
-            assert_sound(&store);
-            let kept = visible.iter().filter(|event| is_saved || event.id != hit.id);
-            assert_eq!(contents(&store), kept.map(|event| event.content.clone()).collect::<Vec<_>>(), "byte {at}");
-            drop(store);
-            std::fs::remove_dir_all(&dir).unwrap();
+        let json = memchr::memmem::find(&bytes[offset as usize..][..len as usize], b"{\"id\"").unwrap();
+        let at = offset as usize + if at < IN_JSON { at } else { json + at - IN_JSON };
+        let dir = folder.path().join(what);
+        copy_dir(&good, &dir);
+        flip(&log_of(&dir), at);
+        let store = open(&dir);
+        assert_eq!(contents(&store).len(), 3, "{what}");
+        let problems = verify(&store, &|_, _| {}).unwrap().problems.join("\n");
+        assert!(problems.contains(&hit.id.to_hex()), "{what} of {}: {problems}", hit.id);
+        drop(store);
+        let report = mend(&dir);
+        let lost: Vec<_> = report.lost.iter().flat_map(|stretch| stretch.events.clone()).collect();
+        let id = vec![hit.id.to_hex()];
+        assert_eq!((report.saved, lost), if is_saved { (id, vec![]) } else { (vec![], id) }, "{what}");
+        let store = open(&dir);
+        assert_sound(&store);
+        let kept = visible.iter().filter(|event| is_saved || event.id != hit.id);
+        assert_eq!(contents(&store), kept.map(|event| event.content.clone()).collect::<Vec<_>>(), "{what}");
+    }
+}
+
+/// Whatever byte of the log is flipped: a look through it goes on to the end, misses one record at most, and if that
+/// held an event, names it.
+#[test]
+fn every_flipped_byte_is_stepped_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let visible = sample(folder.path());
+    let path = log_of(folder.path());
+    let log = Log::open_read_only(&path).unwrap();
+    let places: Vec<_> = visible.iter().map(|event| (record_of(&log, &event.id), event.id.to_hex())).collect();
+    let bytes = std::fs::read(&path).unwrap();
+    let records = Scan::of(&log, &|_, _| {}).unwrap().records;
+    for at in HEADER_LEN as usize..bytes.len() {
+        flip(&path, at);
+        let scan = Scan::of(&Log::open_read_only(&path).unwrap(), &|_, _| {}).unwrap();
+        let named: Vec<_> = scan.named(&BTreeMap::new()).into_iter().flat_map(|stretch| stretch.events).collect();
+        assert_eq!(scan.records + scan.found.len() as u64, records, "byte {at}");
+        let hit = places.iter().find(|((offset, len), _)| (*offset..offset + len).contains(&(at as u64)));
+        if let Some((_, id)) = hit.filter(|_| !scan.found.is_empty()) {
+            assert!(named.contains(id), "byte {at}: {named:?}");
         }
+        std::fs::write(&path, &bytes).unwrap();
     }
 }
 
@@ -223,4 +248,28 @@ fn nothing_is_done_without_need() {
     assert_eq!(std::fs::read(report.kept.unwrap()).unwrap(), damaged);
     assert_ne!(std::fs::read(log_of(&dir)).unwrap(), damaged);
     assert_sound(&open(&dir));
+}
+
+/// A removal that was lost, cut off here, leaves two versions at one address: verify says so, repair keeps the newer.
+#[test]
+fn a_lost_removal_is_made_up_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("store");
+    let store = open(&dir);
+    store.apply(&[sign(2, 0, 1, &[], "former"), sign(2, 0, 2, &[], "present")], 0).unwrap();
+    drop(store);
+    let log = Log::open(&log_of(&dir)).unwrap();
+    let mut reader = log.reader(HEADER_LEN);
+    let mut removal = None;
+    while let Some(step) = reader.next().unwrap() {
+        if let Step::Record(offset, _, Record::Remove(_)) = step {
+            removal = Some(offset);
+        }
+    }
+    log.cut(removal.unwrap()).unwrap();
+    let store = open(&dir);
+    assert!(!verify(&store, &|_, _| {}).unwrap().problems.is_empty());
+    drop(store);
+    assert_eq!(mend(&dir).replaced_again, 1);
+    assert_eq!(contents(&open(&dir)), ["present"]);
 }
