@@ -161,7 +161,7 @@ fn begin_anew(
     }
     let number = old.last().map_or(1, |(number, _)| number + 1);
     let manifest = Manifest::new(format!("events-{number:06}.log"), source);
-    let log = Log::create(&dest.join(&manifest.log), source.id())?;
+    let log = Log::create(&dest.join(&manifest.log), source.id(), None)?;
     sync_dir(dest)?;
     let name = manifest.log.clone();
     let mut copy = Copy::new(source, &log, manifest, progress);
@@ -255,7 +255,7 @@ fn event_of(record: &Record<'_>) -> Option<EventId> {
     match record {
         Record::Put(event) => Some(event.id),
         Record::Erased(id) => Some(*id),
-        Record::Remove(_) => None,
+        _ => None,
     }
 }
 
@@ -267,13 +267,11 @@ struct Copy<'c> {
     progress: &'c dyn Fn(u64, u64),
     /// Bytes that are not written yet; they belong right behind `manifest.log_bytes - pending.len()`.
     pending: Vec<u8>,
-    /// The event copied last. Its removals follow it, and belong to it.
-    cause: Option<EventId>,
 }
 
 impl<'c> Copy<'c> {
     fn new(source: &'c Log, log: &'c Log, manifest: Manifest, progress: &'c dyn Fn(u64, u64)) -> Self {
-        Copy { source, log, manifest, progress, pending: Vec::new(), cause: None }
+        Copy { source, log, manifest, progress, pending: Vec::new() }
     }
 
     /// Copies what is behind the manifest's end. Nothing relies on it yet.
@@ -291,7 +289,7 @@ impl<'c> Copy<'c> {
     fn put_in_force(mut self, dest: &Path) -> Result<(Manifest, u64), StoreError> {
         self.manifest.write(dest)?;
         fault::point("backup.in_force");
-        let erased = carry_out_erasures(self.log, self.manifest.erased_up_to, self.manifest.log_bytes)?;
+        let erased = carry_out_erasures(self.log.path(), self.manifest.erased_up_to, self.manifest.log_bytes)?;
         fault::point("backup.erased");
         self.manifest.erased_up_to = self.manifest.log_bytes;
         self.manifest.write(dest)?;
@@ -306,8 +304,7 @@ impl<'c> Copy<'c> {
             let mut reader = source.reader_until(self.manifest.log_bytes, end);
             while let Some(step) = reader.next()? {
                 match step {
-                    Step::Record(offset, len, record) => {
-                        self.cause = event_of(&record).or(self.cause);
+                    Step::Record(offset, len, _) => {
                         reader.copy_record(offset, len, &mut self.pending);
                         self.took_record(len)?;
                     }
@@ -324,8 +321,8 @@ impl<'c> Copy<'c> {
         Ok(())
     }
 
-    /// Copies what was being written when the copy began: a record that was cut by its end, and the removals that
-    /// belong to the last event.
+    /// Copies what was being written when the copy began: a record that was cut by its end, and the removals behind the
+    /// last event, which belong to it.
     fn copy_rest(&mut self, end: u64) -> Result<(), StoreError> {
         for _ in 0..LOOKS_MAX {
             let source = self.source;
@@ -333,10 +330,8 @@ impl<'c> Copy<'c> {
             loop {
                 match reader.next()? {
                     Some(Step::Record(offset, len, record))
-                        if offset < end
-                            || matches!(&record, Record::Remove(it) if it.by == self.cause && it.by.is_some()) =>
+                        if offset < end || matches!(record, Record::Remove(_) | Record::Gone(_)) =>
                     {
-                        self.cause = event_of(&record).or(self.cause);
                         reader.copy_record(offset, len, &mut self.pending);
                         self.took_record(len)?;
                     }
@@ -383,7 +378,8 @@ impl<'c> Copy<'c> {
 
 /// Overwrites in a copy what the removals between two of its bytes promise to erase. Returns how many records that
 /// were.
-fn carry_out_erasures(log: &Log, from: u64, to: u64) -> Result<u64, StoreError> {
+fn carry_out_erasures(copy: &Path, from: u64, to: u64) -> Result<u64, StoreError> {
+    let log = &Log::open(copy)?; // a copy just made does not know its own dictionary
     let mut reader = log.reader_until(from, to);
     let mut erasures = Vec::new();
     let mut erased = 0;
@@ -421,7 +417,7 @@ fn erasure_of(record: &Record<'_>) -> Option<Erasure> {
 fn is_erased(log: &Log, erasure: &Erasure) -> bool {
     match log.read(erasure.offset, erasure.len as usize, &mut Vec::new()) {
         Ok((Record::Put(event), _)) => event.id != erasure.id,
-        Ok((Record::Erased(_) | Record::Remove(_), _)) => true,
+        Ok(_) => true,
         Err(_) => false,
     }
 }

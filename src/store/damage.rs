@@ -15,7 +15,7 @@ use super::StoreError;
 use super::embedded::Files;
 use super::log::Log;
 use super::open::for_each_key;
-use super::record::{self, ALIGN, MARK, PAYLOAD_BYTES_MAX};
+use super::record::{self, ALIGN, MARK, PAYLOAD_BYTES_MAX, Record};
 use super::schema;
 
 /// How every event's JSON begins. Nothing else in a record looks so: within strings, quotes are escaped.
@@ -55,6 +55,15 @@ pub(super) struct Found {
     pub(super) whole: BTreeMap<EventId, Verified<Event>>,
 }
 
+impl Found {
+    fn take(&mut self, event: Verified<Event>, in_headers: &mut BTreeSet<EventId>) {
+        // An id that differs in a few digits is this one, damaged.
+        in_headers.retain(|id| !is_nearly(id, &event.id));
+        self.ids.insert(event.id);
+        self.whole.insert(event.id, event);
+    }
+}
+
 /// Looks through a stretch of a log.
 pub(super) fn look_through(log: &Log, offset: u64, len: u64) -> Result<Found, StoreError> {
     let mut found = Found::default();
@@ -63,25 +72,31 @@ pub(super) fn look_through(log: &Log, offset: u64, len: u64) -> Result<Found, St
     while done < len {
         let want = (len - done).min(2 * STRIDE_BYTES as u64) as usize;
         log.read_bytes(offset + done, want, &mut window)?;
-        look_at(&window, &mut found);
+        look_at(log, &window, &mut found);
         done += if want < 2 * STRIDE_BYTES { want as u64 } else { STRIDE_BYTES as u64 };
     }
     Ok(found)
 }
 
-fn look_at(bytes: &[u8], found: &mut Found) {
+fn look_at(log: &Log, bytes: &[u8], found: &mut Found) {
+    let mut in_headers = BTreeSet::new();
     let marks = memmem::find_iter(bytes, &MARK).filter(|at| at.is_multiple_of(ALIGN));
-    let mut in_headers: BTreeSet<EventId> =
-        std::iter::once(0).chain(marks).filter_map(|at| record::id_in_damage(&bytes[at..])).collect();
+    for at in std::iter::once(0).chain(marks) {
+        in_headers.extend(record::id_in_damage(&bytes[at..]));
+        // Where the checksum alone is wrong, a packed event may still be whole.
+        if let Some(packed @ Record::Packed(_)) = record::parse(&bytes[at..])
+            && let Ok(Record::Put(event)) = log.unpacked(packed, 0)
+            && let Some(event) = whole_event(&event.json)
+        {
+            found.take(event, &mut in_headers);
+        }
+    }
     let mut rest = memmem::find_iter(bytes, JSON_BEGIN).peekable();
     while let Some(at) = rest.next() {
         let json = &bytes[at..rest.peek().copied().unwrap_or(bytes.len())];
         let written = json.get(ID_IN_JSON).and_then(|hex| EventId::from_hex(std::str::from_utf8(hex).ok()?));
         if let Some(event) = whole_event(json) {
-            found.ids.insert(event.id);
-            // An id that differs in a few digits is this one, damaged.
-            in_headers.retain(|id| !is_nearly(id, &event.id));
-            found.whole.insert(event.id, event);
+            found.take(event, &mut in_headers);
         } else {
             found.ids.extend(written);
         }

@@ -23,7 +23,7 @@ use super::damage::{Found, Stretch, indexed_in, look_through, named_stretch};
 use super::dir::{DataDir, Generation, free_bytes_at, sync_dir};
 use super::embedded::{EmbeddedStore, Options};
 use super::log::{HEADER_LEN, Log, Step, io_at};
-use super::record::Record;
+use super::record::{Record, record_len};
 use super::schema::{self, Place};
 use super::verify::verify;
 use super::{Removal, Store, StoreError};
@@ -212,7 +212,7 @@ impl Scan {
                     scan.tail
                 }
             };
-            if let Some((offset, len)) = stretch {
+            if let Some((offset, len)) = stretch.filter(|stretch| !is_spare_dictionary(log, *stretch)) {
                 scan.found.insert((offset, len), look_through(log, offset, len)?);
             }
             if reader.offset() >= told + PROGRESS_BYTES {
@@ -231,6 +231,12 @@ impl Scan {
         let halves = |offset| indexed.get(offset).cloned().unwrap_or_default();
         self.found.iter().map(|((offset, len), found)| named_stretch(*offset, *len, found, halves(offset))).collect()
     }
+}
+
+/// Whether a damaged stretch is one of the two dictionaries of a log whose other one is sound: nothing is lost then.
+fn is_spare_dictionary(log: &Log, (offset, len): (u64, u64)) -> bool {
+    let dictionary_len = log.dictionary().map(|dictionary| record_len(dictionary.len()) as u64);
+    dictionary_len == Some(len) && (offset == HEADER_LEN || offset == HEADER_LEN + len)
 }
 
 fn with_new_index(store: EmbeddedStore, options: &Options) -> Result<EmbeddedStore, StoreError> {

@@ -107,7 +107,7 @@ fn restore_log(
     progress: &dyn Fn(u64, u64),
 ) -> Result<BackupCheck, StoreError> {
     let part = generation.log().with_extension("part");
-    let copy = Log::create(&part, log.id())?;
+    let copy = Log::create(&part, log.id(), None)?;
     let mut pending = Vec::new();
     let mut write = |bytes: &[u8]| {
         pending.extend_from_slice(bytes);
@@ -126,8 +126,8 @@ fn restore_log(
             check.problem_count
         )));
     }
-    carry_out_erasures(&copy, manifest.erased_up_to.min(copy.end()), copy.end())?;
     copy.sync()?;
+    carry_out_erasures(&part, manifest.erased_up_to.min(copy.end()), copy.end())?;
     fs::rename(&part, generation.log()).map_err(io_at("rename", &part))?;
     Ok(check)
 }

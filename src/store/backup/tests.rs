@@ -83,6 +83,27 @@ fn what_is_erased_in_the_store_is_erased_in_the_backup() {
     assert_eq!(copies_in(&dest).unwrap(), [(2, "events-000002.log".to_owned())]);
 }
 
+/// Packed records are copied, checked and erased like any.
+#[test]
+fn a_packed_store_is_backed_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let [dir, dest] = ["store", "dest"].map(|name| folder.path().join(name));
+    let store = open(&dir);
+    let notes: Vec<_> = (0..1_100).map(|n| note(n, &format!("an entry about the weather of day {n}"))).collect();
+    store.apply(&notes, 0).unwrap();
+    compact_now(&store);
+    store.remove(&[notes[7].id], Removal::Operator).unwrap();
+    run(&dir, &dest);
+    store.remove(&[notes[8].id, notes[9].id], Removal::Operator).unwrap();
+    let report = run(&dir, &dest);
+    assert_eq!((report.begun_anew, report.erased, report.damaged.len()), (None, 2, 0));
+    assert_eq!(check(&dest).unwrap().problems, [] as [&str; 0]);
+    assert!(copied(&dest) == std::fs::read(log_of(&dir)).unwrap());
+    let restored = restored(&dest, &folder.path().join("new"));
+    assert_sound(&restored);
+    assert_eq!(contents(&restored), contents(&store));
+}
+
 /// A run that ended between putting the copy in force and erasing: restoring erases, and so does the next run.
 #[test]
 fn an_interrupted_erasure_is_finished() {

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::*;
 use crate::store::Removal;
+use crate::store::compact::compact;
 use crate::store::testing::{assert_sound, close, contents, flip, holds, log_of, note, once_free, open, sign};
 
 const NOW: u64 = 100;
@@ -272,4 +273,38 @@ fn a_lost_removal_is_made_up_for() {
     drop(store);
     assert_eq!(mend(&dir).replaced_again, 1);
     assert_eq!(contents(&open(&dir)), ["present"]);
+}
+
+/// A packed log: either dictionary may be lost, a packed event is saved where its body is whole, and named where not.
+#[test]
+fn packed_events_are_saved_or_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let good = folder.path().join("good");
+    let store = open(&good);
+    let notes: Vec<_> = (0..1_100).map(|n| note(n, &format!("an entry about the weather of day {n}"))).collect();
+    store.apply(&notes, 0).unwrap();
+    compact(&store, &Pace { share: 1.0, progress: &|_, _| {} }).unwrap();
+    close(store);
+    let log = Log::open_read_only(&log_of(&good)).unwrap();
+    let dictionary = record_len(log.dictionary().unwrap().len());
+    let (offset, len) = record_of(&log, &notes[500].id);
+    let (offset, len) = (offset as usize, len as usize);
+    for (what, at, saved, lost) in [
+        ("first dictionary", HEADER_LEN as usize + 100, 0, 0),
+        ("second dictionary", HEADER_LEN as usize + dictionary + 100, 0, 0),
+        ("checksum", offset + 5, 1, 0),
+        ("id", offset + 20, 1, 0),
+        ("signature", offset + 110, 0, 1),
+        ("body", offset + len - 12, 0, 1),
+    ] {
+        let dir = folder.path().join(what);
+        copy_dir(&good, &dir);
+        flip(&log_of(&dir), at);
+        let report = mend(&dir);
+        assert_eq!((report.saved.len(), report.lost.len()), (saved, lost), "{what}: {report:?}");
+        assert!(report.lost.iter().all(|stretch| stretch.events == [notes[500].id.to_hex()]), "{what}");
+        assert_eq!(report.events, 1_100 - lost as u64, "{what}");
+        assert!(report.rewritten.is_some(), "{what}");
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
 }
