@@ -31,7 +31,7 @@
 //!         93  keys          the index keys to take out: length 1, bytes; the removed record may be erased by then
 //! erased  16  id        32  of the event that was here: what it replaced must stay replaced
 //!         48  zeros         the rest is gone for good
-//! dictionary  16            what zstd needs to read packed records; the first record of its log
+//! dictionary  16            what zstd needs to read packed records; the first two records of its log, alike
 //! gone    16  address   16  hash of an address; a version of it was deleted by id, and older ones with it
 //!         32  created_at 8  of that version
 //!         40  id        32  of that version
