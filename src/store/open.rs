@@ -220,6 +220,7 @@ fn replay(
     options: &Options,
     report: &mut Report,
 ) -> Result<(), StoreError> {
+    mend_half_erased(log, from)?;
     let mut replay = Replay::new(index, bloom, from)?;
     let mut reader = log.reader(from);
     let mut erasures = Vec::new();
@@ -262,6 +263,27 @@ fn replay(
         tracing::error!("{len} damaged bytes in the event log at byte {offset} were passed over; run `sledge verify`");
     }
     Ok(())
+}
+
+/// Finishes erasures that were interrupted in the middle of a record. A replay needs the id in it: the event may be the
+/// cause of removals.
+fn mend_half_erased(log: &Log, from: u64) -> Result<(), StoreError> {
+    let mut reader = log.reader(from);
+    let mut damaged = Vec::new();
+    let mut half_erased = Vec::new();
+    while let Some(step) = reader.next()? {
+        match step {
+            Step::Record(_, _, Record::Remove(removed)) if removed.why.erases() => {
+                let end = removed.offset + u64::from(removed.len);
+                if damaged.iter().any(|(offset, damaged_end)| *offset <= removed.offset && end <= *damaged_end) {
+                    half_erased.push(Erasure { id: removed.id, offset: removed.offset, len: removed.len });
+                }
+            }
+            Step::Damaged { offset, len } => damaged.push((offset, offset + len)),
+            Step::Record(..) | Step::TornTail { .. } => {}
+        }
+    }
+    if half_erased.is_empty() { Ok(()) } else { log.erase(&half_erased) }
 }
 
 /// Overwrites what a removal promised to erase and a crash may have left; damage there is a half-done erasure.

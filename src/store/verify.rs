@@ -100,22 +100,23 @@ impl Places {
     }
 }
 
-/// What the log says is removed. As in a replay, a removal counts only behind the event that caused it.
+/// What the log says is removed. As in a replay, a removal counts only behind the event that caused it, or with that
+/// event in the index, where damage stands between the two.
 fn removed_in(files: &Files) -> Result<Places, StoreError> {
     let mut removed = Places::default();
-    let mut cause = None;
+    let (mut cause, mut is_indexed) = (None, false);
     let mut reader = files.log.reader(HEADER_LEN);
     while let Some(step) = reader.next()? {
         match step {
-            Step::Record(_, _, Record::Put(event)) => cause = Some(event.id),
-            Step::Record(_, _, Record::Erased(id)) => cause = Some(id),
+            Step::Record(_, _, Record::Put(event)) => (cause, is_indexed) = (Some(event.id), true),
+            Step::Record(_, _, Record::Erased(id)) => (cause, is_indexed) = (Some(id), false),
             Step::Record(_, _, Record::Remove(it)) if it.by.is_none() || it.by == cause => {
                 if it.len > 0 && it.offset < files.log.end() {
                     removed.insert(it.offset);
                 }
             }
-            Step::Record(..) => {}
-            Step::Damaged { .. } | Step::TornTail { .. } => cause = None,
+            Step::Damaged { .. } if !is_indexed => cause = None,
+            Step::Record(..) | Step::Damaged { .. } | Step::TornTail { .. } => {}
         }
     }
     Ok(removed)
