@@ -102,7 +102,11 @@ pub fn must_exist(config: &Config) -> Result<(), Error> {
     )))
 }
 
-fn check_is_directory(config: &Config) -> Result<(), Error> {
+/// Refuses a store that is no directory.
+///
+/// # Errors
+/// [`Error::Usage`].
+pub fn check_is_directory(config: &Config) -> Result<(), Error> {
     match config.store.split_once("://") {
         Some((scheme, _)) => Err(Error::Usage(format!(
             "--store {scheme}://…: this build keeps events in a directory only; name one with --store or `store`"
@@ -111,8 +115,15 @@ fn check_is_directory(config: &Config) -> Result<(), Error> {
     }
 }
 
-/// Opens with a bar where there is much of the log to be read.
 fn open(config: &Config) -> Result<Arc<EmbeddedStore>, StoreError> {
+    opening(config, |options| EmbeddedStore::open(config.store_dir(), options)).map(Arc::new)
+}
+
+/// Gives what the settings say about opening to `open`; a bar is drawn where there is much of the log to be read.
+///
+/// # Errors
+/// Those of `open`.
+pub fn opening<T>(config: &Config, open: impl FnOnce(&Options) -> Result<T, StoreError>) -> Result<T, StoreError> {
     let bar: Arc<OnceLock<ProgressBar>> = Arc::default();
     let drawn = Arc::clone(&bar);
     let options = Options {
@@ -124,12 +135,12 @@ fn open(config: &Config) -> Result<Arc<EmbeddedStore>, StoreError> {
             drawn.get_or_init(|| progress::bytes("reading the event log", Some(total))).set_position(done);
         }),
     };
-    let opened = EmbeddedStore::open(config.store_dir(), &options);
+    let opened = open(&options);
     // The store keeps the options, and so the bar.
     if let Some(bar) = bar.get() {
         bar.finish_and_clear();
     }
-    opened.map(Arc::new)
+    opened
 }
 
 /// The address of the relay that has the store, from what it says of itself.

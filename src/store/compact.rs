@@ -17,9 +17,10 @@ use super::embedded::{EmbeddedStore, Files, WriterState};
 use super::fault;
 use super::index::Key;
 use super::log::{Erasure, HEADER_LEN, Step};
-use super::open::{self, Replay};
+use super::open;
 use super::pack::{self, Packer};
 use super::record::{self, Record, Removed};
+use super::replay::Replay;
 use super::schema::{self, Place};
 
 /// The writer is held for at most about this many bytes of log.
@@ -38,6 +39,15 @@ pub struct Pace<'p> {
     pub share: f64,
     /// Told how far it has come: bytes of the old log done, and in all.
     pub progress: &'p dyn Fn(u64, u64),
+}
+
+/// What compaction does about damage in the old log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Damage {
+    /// Stops, since going on would make the loss final.
+    Refuse,
+    /// Leaves it behind: repair has told what is lost.
+    StepOver,
 }
 
 /// What compaction came to.
@@ -63,6 +73,15 @@ pub fn bytes_needed(store: &EmbeddedStore) -> u64 {
 /// [`StoreError::Damaged`] when the log has damage, which compaction would make final; [`StoreError::NoRoom`] when the
 /// disk cannot hold the new generation; I/O errors. The old generation stays current then.
 pub fn compact(store: &EmbeddedStore, pace: &Pace<'_>) -> Result<CompactReport, StoreError> {
+    compact_with(store, pace, Damage::Refuse)
+}
+
+/// As [`compact`], with a choice about damage.
+pub(super) fn compact_with(
+    store: &EmbeddedStore,
+    pace: &Pace<'_>,
+    damage: Damage,
+) -> Result<CompactReport, StoreError> {
     let _only_one = match store.compacting.try_lock() {
         Err(TryLockError::WouldBlock) => return Err(StoreError::InUse("compaction is under way already".to_owned())),
         guard => guard,
@@ -73,7 +92,7 @@ pub fn compact(store: &EmbeddedStore, pace: &Pace<'_>) -> Result<CompactReport, 
     let events = store.writer_and_files().0.events;
     let new = open::new_generation(&store.dir, &store.options, events, dictionary)?;
     let bytes_before = old.log.end();
-    let built = Copy::new(&old, &new, pace).and_then(|copy| copy.run(store));
+    let built = Copy::new(&old, &new, pace, damage).and_then(|copy| copy.run(store));
     let state = match built {
         Ok(state) => state,
         Err(error) => {
@@ -120,6 +139,7 @@ struct Copy<'c> {
     old: &'c Files,
     new: &'c Files,
     pace: &'c Pace<'c>,
+    damage: Damage,
     replay: Replay<'c>,
     packer: Option<Packer>,
     /// Everything of the old log before this was looked at.
@@ -131,11 +151,19 @@ struct Copy<'c> {
 }
 
 impl<'c> Copy<'c> {
-    fn new(old: &'c Files, new: &'c Files, pace: &'c Pace<'c>) -> Result<Self, StoreError> {
-        let replay = Replay::new(&new.index, &new.bloom, HEADER_LEN)?;
-        let packer = new.log.dictionary().map(Packer::new).transpose()?;
-        let (pending, erase, stride_began) = (Vec::new(), Vec::new(), Instant::now());
-        Ok(Copy { old, new, pace, replay, packer, done: HEADER_LEN, pending, erase, stride_began })
+    fn new(old: &'c Files, new: &'c Files, pace: &'c Pace<'c>, damage: Damage) -> Result<Self, StoreError> {
+        Ok(Copy {
+            old,
+            new,
+            pace,
+            damage,
+            replay: Replay::new(&new.index, &new.bloom, HEADER_LEN)?,
+            packer: new.log.dictionary().map(Packer::new).transpose()?,
+            done: HEADER_LEN,
+            pending: Vec::new(),
+            erase: Vec::new(),
+            stride_began: Instant::now(),
+        })
     }
 
     /// Runs to the point where the new generation can take over. The writer waits from then on: the guard is with it.
@@ -194,9 +222,10 @@ impl<'c> Copy<'c> {
         while let Some(step) = reader.next()? {
             match step {
                 Step::Record(offset, len, record) => each(self, offset, len, &record)?,
+                Step::Damaged { .. } | Step::TornTail { .. } if self.damage == Damage::StepOver => {}
                 Step::Damaged { offset, .. } | Step::TornTail { offset, .. } => {
                     return Err(StoreError::Damaged(format!(
-                        "{} is damaged at byte {offset}; compacting would make the loss final, see `sledge verify`",
+                        "{} is damaged at byte {offset}; compacting would make the loss final, see `sledge repair`",
                         self.old.log.path().display()
                     )));
                 }

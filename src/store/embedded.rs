@@ -150,7 +150,11 @@ impl EmbeddedStore {
     /// # Errors
     /// [`StoreError::InUse`] when another process has the directory; I/O errors; a log of a newer format.
     pub fn open(dir: &Path, options: &Options) -> Result<Self, StoreError> {
-        let dir = DataDir::take(dir)?;
+        Self::open_in(DataDir::take(dir)?, options)
+    }
+
+    /// As [`EmbeddedStore::open`], in a directory that is taken already.
+    pub(super) fn open_in(dir: DataDir, options: &Options) -> Result<Self, StoreError> {
         let opened = open::open(&dir, options)?;
         Ok(EmbeddedStore {
             files: RwLock::new(Arc::new(opened.files)),
@@ -160,6 +164,11 @@ impl EmbeddedStore {
             compacting: Mutex::new(()),
             dir,
         })
+    }
+
+    /// Ends the store and keeps the directory.
+    pub(super) fn into_dir(self) -> DataDir {
+        self.dir
     }
 
     /// What opening found and did.

@@ -8,8 +8,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use crate::protocol::EventId;
-
 use super::StoreError;
 use super::dir::{DataDir, Generation, write_atomically};
 use super::embedded::{Files, Options, WriterState};
@@ -17,15 +15,14 @@ use super::fault;
 use super::index::bloom::Bloom;
 use super::index::buffer::BufferedIndex;
 use super::index::sled::SledIndex;
-use super::index::{Change, IndexError, Key, Value};
-use super::log::{Erasure, HEADER_LEN, Log, Step};
-use super::record::{Record, Removed, StoredEvent};
-use super::schema::{self, Place, SCHEMA_VERSION};
+use super::index::{Index, IndexError, Key};
+use super::log::{Erasure, HEADER_LEN, Log, Step, io_at};
+use super::record::Record;
+use super::replay::Replay;
+use super::schema::{self, SCHEMA_VERSION};
 
 /// Entries that are read from the index at a time.
 const KEYS_A_READ: usize = 4096;
-/// Changes that are replayed at a time.
-const REPLAY_CHANGES: usize = 4096;
 /// Bytes of log between two reports of progress.
 const PROGRESS_BYTES: u64 = 1 << 20;
 
@@ -125,6 +122,15 @@ pub(super) fn for_each_key(
 }
 
 fn first_generation(dir: &DataDir) -> Result<Generation, StoreError> {
+    for found in dir.generations()? {
+        let len = fs::metadata(found.log()).map_err(io_at("look at", &found.log()))?.len();
+        if len > HEADER_LEN {
+            return Err(StoreError::Damaged(format!(
+                "{} holds events, and the file CURRENT that should name its folder is missing; see `sledge repair`",
+                found.log().display()
+            )));
+        }
+    }
     let generation = dir.new_generation()?;
     Log::create(&generation.log(), secp256k1::rand::random(), None)?;
     dir.switch_to(&generation)?;
@@ -155,10 +161,18 @@ fn usable_index(generation: &Generation, log: &Log, options: &Options) -> Result
         return Ok(Err("it reaches further than the log".to_owned()));
     }
     match open_engine(generation, options) {
+        Ok(engine) if meta.indexed_up_to > HEADER_LEN && !has_counters(&engine) => {
+            Ok(Err("its files are gone, or empty".to_owned()))
+        }
         Ok(engine) => Ok(Ok((engine, meta))),
         Err(error @ IndexError::Io { .. }) => Err(error.into()),
         Err(error) => Ok(Err(error.to_string())),
     }
+}
+
+/// Whether an index was ever written to: the counters are in the first run.
+fn has_counters(engine: &SledIndex) -> bool {
+    matches!(engine.get(&schema::counter(schema::Counter::CountedUpTo)), Ok(Some(_)))
 }
 
 fn fresh_index(generation: &Generation, log: &Log, options: &Options) -> Result<(SledIndex, IndexMeta), StoreError> {
@@ -207,6 +221,7 @@ fn replay(
     let mut reader = log.reader(from);
     let mut told = from;
     let mut sound_end = log.end();
+    let mut looked_for_half_erased = false;
     while let Some(step) = reader.next()? {
         match step {
             Step::Record(offset, len, record) => {
@@ -214,6 +229,10 @@ fn replay(
                 replay.take(offset, len, &record)?;
             }
             Step::Damaged { offset, len } => {
+                if !std::mem::replace(&mut looked_for_half_erased, true) && mend_half_erased(log, offset)? {
+                    reader = log.reader(offset);
+                    continue;
+                }
                 replay.close_group(offset);
                 replay.cause = None;
                 report.damaged.push((offset, len));
@@ -233,18 +252,51 @@ fn replay(
         log.cut(end)?;
     }
     replay.flush()?;
-    finish_erasures(log, &replay.erasures, report)?;
+    finish_erasures(log, index, &replay.erasures, report)?;
     for (offset, len) in &report.damaged {
         tracing::error!("{len} damaged bytes in the event log at byte {offset} were passed over; run `sledge verify`");
     }
     Ok(())
 }
 
+/// Finishes erasures behind `from` that were interrupted in the middle of a record. A replay needs the id in it: the
+/// event may be the cause of removals. Returns whether there were any.
+fn mend_half_erased(log: &Log, from: u64) -> Result<bool, StoreError> {
+    let mut reader = log.reader(from);
+    let mut damaged = Vec::new();
+    let mut half_erased = Vec::new();
+    while let Some(step) = reader.next()? {
+        match step {
+            Step::Record(_, _, Record::Remove(removed)) if removed.why.erases() => {
+                let end = removed.offset + u64::from(removed.len);
+                if damaged.iter().any(|(offset, damaged_end)| *offset <= removed.offset && end <= *damaged_end) {
+                    half_erased.push(Erasure { id: removed.id, offset: removed.offset, len: removed.len });
+                }
+            }
+            Step::Damaged { offset, len } => damaged.push((offset, offset + len)),
+            Step::Record(..) | Step::TornTail { .. } => {}
+        }
+    }
+    if !half_erased.is_empty() {
+        log.erase(&half_erased)?;
+    }
+    Ok(!half_erased.is_empty())
+}
+
 /// Overwrites what a removal promised to erase and a crash may have left; damage there is a half-done erasure.
-fn finish_erasures(log: &Log, erasures: &[Erasure], report: &mut Report) -> Result<(), StoreError> {
+fn finish_erasures(
+    log: &Log,
+    index: &BufferedIndex,
+    erasures: &[Erasure],
+    report: &mut Report,
+) -> Result<(), StoreError> {
     let mut buffer = Vec::new();
     let mut left = Vec::new();
     for erasure in erasures {
+        let stored_at = index.get(&schema::by_id(&erasure.id))?.as_ref().and_then(schema::place);
+        if stored_at.is_some_and(|place| place.offset == erasure.offset) {
+            continue; // it stays, since the cause of its removal was lost
+        }
         match log.read(erasure.offset, erasure.len as usize, &mut buffer) {
             Ok((Record::Erased(_), _)) => {}
             Ok((Record::Put(event), _)) if event.id != erasure.id => {}
@@ -254,177 +306,6 @@ fn finish_erasures(log: &Log, erasures: &[Erasure], report: &mut Report) -> Resu
     }
     report.damaged.retain(|(offset, _)| !left.iter().any(|erasure| erasure.offset == *offset));
     if left.is_empty() { Ok(()) } else { log.erase(&left) }
-}
-
-/// Turns log records back into index changes.
-pub(super) struct Replay<'i> {
-    index: &'i BufferedIndex,
-    bloom: &'i Bloom,
-    changes: Vec<Change>,
-    /// Log offset behind the last record that counts.
-    end: u64,
-    events: u64,
-    dead_bytes: u64,
-    /// Records before this are counted already.
-    counted_up_to: u64,
-    /// The event put last. A removal counts only behind the event that caused it: damage may keep the removal and take
-    /// the cause, and then the removed event is the one to keep.
-    cause: Option<EventId>,
-    /// A put whose followers are not all read yet.
-    group: Option<Group>,
-    /// What the removals that count promised to erase.
-    erasures: Vec<Erasure>,
-}
-
-/// A put with what it brought about. It counts as a whole or not at all.
-struct Group {
-    offset: u64,
-    followers_left: u32,
-    /// Of the put; they come last, since the removals free keys that the put takes.
-    entries: Vec<Change>,
-    removals: Vec<Change>,
-    removed: u64,
-    dead_bytes: u64,
-    erasures: Vec<Erasure>,
-}
-
-impl<'i> Replay<'i> {
-    pub(super) fn new(index: &'i BufferedIndex, bloom: &'i Bloom, from: u64) -> Result<Self, StoreError> {
-        let state = WriterState::load(index)?;
-        Ok(Replay {
-            index,
-            bloom,
-            changes: Vec::new(),
-            end: from,
-            events: state.events,
-            dead_bytes: state.dead_bytes,
-            counted_up_to: state.counted_up_to,
-            cause: None,
-            group: None,
-            erasures: Vec::new(),
-        })
-    }
-
-    pub(super) fn take(&mut self, offset: u64, len: u32, record: &Record<'_>) -> Result<(), StoreError> {
-        let end = offset + u64::from(len);
-        match record {
-            Record::Put(event) => self.put(event, Place::new(offset, len)),
-            Record::Remove(removed) => self.remove(removed, offset, len)?,
-            Record::Gone(gone) => self.follow(Some((schema::gone_version(gone), Some(Value::new(&[]))))),
-            Record::Erased(id) => {
-                self.close_group(offset);
-                self.cause = Some(*id);
-            }
-            Record::Packed(_) | Record::Dictionary(_) => {} // readers unpack; the dictionary is the log's own business
-        }
-        if self.group.as_ref().is_none_or(|group| group.followers_left == 0) {
-            self.close_group(end);
-            self.end = end;
-        }
-        if self.changes.len() >= REPLAY_CHANGES { self.flush() } else { Ok(()) }
-    }
-
-    /// Where the log ends as far as it counts: before a put whose followers were cut off.
-    fn end_that_counts(&self, log_end: u64) -> u64 {
-        self.group.as_ref().map_or(log_end, |group| group.offset)
-    }
-
-    fn put(&mut self, event: &StoredEvent<'_>, place: Place) {
-        self.close_group(place.offset);
-        self.cause = Some(event.id);
-        self.bloom.insert(&event.id.0);
-        schema::named_ids(event).for_each(|id| self.bloom.insert(&id.0));
-        self.group = Some(Group {
-            offset: place.offset,
-            followers_left: event.followers,
-            entries: schema::entries(event, place),
-            removals: Vec::new(),
-            removed: 0,
-            dead_bytes: 0,
-            erasures: Vec::new(),
-        });
-    }
-
-    /// Takes out what a removal names, unless its cause was lost.
-    fn remove(&mut self, removed: &Removed<'_>, offset: u64, len: u32) -> Result<(), StoreError> {
-        self.flush()?;
-        let mut changes = Vec::new();
-        let mut was_there = false;
-        if self.has_cause(removed)? {
-            for key in removed.keys() {
-                let place = if schema::holds_a_place(&key) { self.index.get(&key)? } else { None };
-                let is_its_own = place.as_ref().and_then(schema::place).is_some_and(|at| at.offset == removed.offset);
-                if is_its_own || !schema::holds_a_place(&key) {
-                    changes.push((key, None));
-                }
-                was_there |= is_its_own;
-            }
-            if removed.why.erases() {
-                let erasure = Erasure { id: removed.id, offset: removed.offset, len: removed.len };
-                self.group.as_mut().map_or(&mut self.erasures, |group| &mut group.erasures).push(erasure);
-            }
-        }
-        let dead_bytes = u64::from(removed.len) + u64::from(len);
-        let counts = self.counts(offset);
-        match &mut self.group {
-            Some(group) => {
-                group.removed += u64::from(was_there);
-                group.dead_bytes += dead_bytes;
-            }
-            None if counts => {
-                self.events = self.events.saturating_sub(u64::from(was_there));
-                self.dead_bytes += dead_bytes;
-            }
-            None => {}
-        }
-        self.follow(changes);
-        Ok(())
-    }
-
-    /// Adds the changes of one record to the open group, or to all if there is none.
-    fn follow(&mut self, changes: impl IntoIterator<Item = Change>) {
-        match &mut self.group {
-            Some(group) => {
-                group.removals.extend(changes);
-                group.followers_left = group.followers_left.saturating_sub(1);
-            }
-            None => self.changes.extend(changes),
-        }
-    }
-
-    /// Takes the open group as it is: it is complete, or what is missing was damaged and not cut off.
-    fn close_group(&mut self, end: u64) {
-        let Some(group) = self.group.take() else { return };
-        if self.counts(group.offset) {
-            self.events = (self.events + 1).saturating_sub(group.removed);
-            self.dead_bytes += group.dead_bytes;
-        }
-        self.changes.extend(group.removals);
-        self.changes.extend(group.entries);
-        self.erasures.extend(group.erasures);
-        self.end = end;
-    }
-
-    fn counts(&self, offset: u64) -> bool {
-        offset >= self.counted_up_to
-    }
-
-    fn has_cause(&self, removed: &Removed<'_>) -> Result<bool, StoreError> {
-        match removed.by {
-            None => Ok(true),
-            Some(by) if self.cause == Some(by) => Ok(true),
-            Some(by) => Ok(self.index.get(&schema::by_id(&by))?.is_some()),
-        }
-    }
-
-    /// Makes what counts so far visible in the index.
-    pub(super) fn flush(&mut self) -> Result<(), StoreError> {
-        self.counted_up_to = self.counted_up_to.max(self.end);
-        self.changes.extend(schema::counters(self.events, self.dead_bytes, self.counted_up_to));
-        self.index.apply(&self.changes, self.end)?;
-        self.changes.clear();
-        Ok(())
-    }
 }
 
 fn fill_bloom(index: &BufferedIndex, bloom: &Bloom) -> Result<(), StoreError> {
@@ -476,4 +357,41 @@ fn read_checked(path: &Path) -> Option<Vec<u8>> {
     let mut bytes = fs::read(path).ok()?;
     let crc = bytes.split_off(bytes.len().checked_sub(4)?);
     (crc32fast::hash(&bytes).to_le_bytes()[..] == crc[..]).then_some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::protocol::EventId;
+    use crate::store::Removal;
+    use crate::store::record::Removed;
+    use crate::store::record::{push_put, push_remove};
+    use crate::store::testing::{assert_sound, close, contents, log_of, note, open};
+
+    /// A removal whose cause was lost takes nothing away, neither from the index nor from the log; one that names
+    /// nothing, as compaction may leave it, does nothing.
+    #[test]
+    fn removals_without_cause_or_target_do_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        close(open(folder.path()));
+        let log = Log::open(&log_of(folder.path())).unwrap();
+        let mut bytes = Vec::new();
+        push_put(&mut bytes, &note(1, "stays"));
+        let len = bytes.len() as u32;
+        let put = bytes.clone();
+        let Ok((Record::Put(event), _)) = crate::store::record::decode(&put) else { panic!("an event") };
+        let lost = Some(EventId([7; 32]));
+        push_remove(&mut bytes, &Removed::new(&event, lost, HEADER_LEN, len, Removal::Deleted), [].iter());
+        let nothing = Removed::new(&event, None, 0, 0, Removal::Operator);
+        push_remove(&mut bytes, &nothing, [].iter());
+        log.append(&bytes).unwrap();
+        for _ in 0..2 {
+            let store = open(folder.path());
+            assert_eq!(contents(&store), ["stays"]);
+            assert_sound(&store);
+            close(store);
+        }
+    }
 }

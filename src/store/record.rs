@@ -31,7 +31,7 @@
 //!         93  keys          the index keys to take out: length 1, bytes; the removed record may be erased by then
 //! erased  16  id        32  of the event that was here: what it replaced must stay replaced
 //!         48  zeros         the rest is gone for good
-//! dictionary  16            what zstd needs to read packed records; the first record of its log
+//! dictionary  16            what zstd needs to read packed records; the first two records of its log, alike
 //! gone    16  address   16  hash of an address; a version of it was deleted by id, and older ones with it
 //!         32  created_at 8  of that version
 //!         40  id        32  of that version
@@ -300,6 +300,18 @@ pub fn parse(bytes: &[u8]) -> Option<Record<'_>> {
         DICTIONARY => Some(Record::Dictionary(payload)),
         _ => None,
     }
+}
+
+/// Length of a sound record without its padding, which no checksum covers.
+pub fn checked_len(record: &[u8]) -> usize {
+    FRAME_LEN + le_u32(record, 8) as usize
+}
+
+/// The event's id in bytes that may be its damaged record, as far as they still look like one.
+pub fn id_in_damage(bytes: &[u8]) -> Option<EventId> {
+    let looks_right = matches!(bytes.get(12), Some(&(PUT | PACKED)));
+    let id = bytes.get(FRAME_LEN..)?.first_chunk()?;
+    (looks_right && *id != [0; 32]).then_some(EventId(*id))
 }
 
 fn begin(out: &mut Vec<u8>) -> usize {

@@ -6,6 +6,7 @@
 
 mod support;
 
+mod backup;
 mod cli;
 mod crash;
 mod ephemeral;
