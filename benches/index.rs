@@ -178,7 +178,7 @@ fn read(engine: Engine, dir: &Path, events: u64) {
     tell("one id", mean(20_000, |n| assert!(index.get(&by_id(stored(n))).unwrap().is_some())) * 1e6);
     let author = |n: u64| author_prefix(author_of(stored(n)));
     tell("newest 100 of an author", mean(5_000, |n| assert!(!newest(&index, &author(n), 100).is_empty())) * 1e6);
-    let tag = |n: u64| tag_prefix(hash(stored(n) * 8 + 1));
+    let tag = |n: u64| tag_prefix(b'd', stored(n));
     tell("one match of a tag", mean(5_000, |n| assert_eq!(newest(&index, &tag(n), 16).len(), 1)) * 1e6);
     let all =
         |n: u64| (0..500).for_each(|author| drop(newest(&index, &author_prefix((n * 500 + author) % AUTHORS), 16)));
@@ -226,12 +226,12 @@ fn entries(event: u64, mut each: impl FnMut(Key, Value)) {
     add(&author);
     add(&[&[4], &author[1..], &kind].concat());
     add(&[&[5], &kind[..]].concat());
-    add(&tag_prefix(hash(event * 8 + 1))); // known to nobody else
-    add(&tag_prefix(hash(hash(event * 8 + 2) % AUTHORS)));
-    add(&tag_prefix(hash(hash(event * 8 + 3) % (event + 1))));
-    add(&tag_prefix(hash(hash(event * 8 + 4) % 200)));
+    add(&tag_prefix(b'd', event)); // known to nobody else
+    add(&tag_prefix(b'p', hash(event * 8 + 2) % AUTHORS));
+    add(&tag_prefix(b'e', hash(event * 8 + 3) % (event + 1)));
+    add(&tag_prefix(b't', hash(event * 8 + 4) % 200));
     if event.is_multiple_of(2) {
-        add(&tag_prefix(hash(hash(event * 8 + 5) % AUTHORS)));
+        add(&tag_prefix(b'p', hash(event * 8 + 5) % AUTHORS));
     }
 }
 
@@ -243,8 +243,8 @@ fn author_prefix(author: u64) -> Vec<u8> {
     [&[3], &hash(author).to_be_bytes()[..]].concat()
 }
 
-fn tag_prefix(value: u64) -> Vec<u8> {
-    [&[6, b'e'], &value.to_be_bytes()[..]].concat()
+fn tag_prefix(letter: u8, value: u64) -> Vec<u8> {
+    [&[6, letter], &hash(value).to_be_bytes()[..]].concat()
 }
 
 /// Few authors write much.

@@ -27,7 +27,7 @@ use std::time::Duration;
 
 use lsm_tree::compaction::Leveled;
 use lsm_tree::config::{BloomConstructionPolicy, FilterPolicy, FilterPolicyEntry, PinningPolicy};
-use lsm_tree::{AbstractTree, AnyTree, Cache, Guard, SeqNo, SequenceNumberCounter};
+use lsm_tree::{AbstractTree, AnyTree, Cache, DescriptorTable, Guard, SeqNo, SequenceNumberCounter};
 use rustix::io::Errno;
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -37,6 +37,10 @@ use super::{Change, Index, IndexError, Key, Value, guard};
 const STOP_CHECK_ENTRIES: usize = 4_096;
 /// Bytes of a table that a merge writes. Small tables let a merge take up less at a time.
 const TABLE_BYTES: u64 = 16 << 20;
+/// Table files kept open; others are opened for each block that the cache lacks.
+const OPEN_TABLES_MAX: usize = 128;
+/// Bits of a table's filter for each key, so that looking for a key reads one table in a hundred in vain.
+const FILTER_BITS: f32 = 10.0;
 /// Every answer is the newest.
 const NEWEST: SeqNo = SeqNo::MAX;
 
@@ -249,9 +253,10 @@ fn open_within(dir: &Path, cache_bytes: u64, timeout: Duration) -> Result<Opened
 
 fn open_tree(dir: &Path, cache_bytes: u64) -> io::Result<Opened> {
     let (next, visible) = (SequenceNumberCounter::default(), SequenceNumberCounter::default());
-    let filter = FilterPolicyEntry::Bloom(BloomConstructionPolicy::BitsPerKey(10.0));
+    let filter = FilterPolicyEntry::Bloom(BloomConstructionPolicy::BitsPerKey(FILTER_BITS));
     let tree = lsm_tree::Config::new(dir, next.clone(), visible.clone())
         .use_cache(Arc::new(Cache::with_capacity_bytes(cache_bytes)))
+        .use_descriptor_table(Some(Arc::new(DescriptorTable::new(OPEN_TABLES_MAX))))
         .filter_policy(FilterPolicy::all(filter))
         // In parts, so that they come and go with the cache instead of growing with the index.
         .index_block_partitioning_policy(PinningPolicy::all(true))
@@ -478,8 +483,8 @@ mod tests {
     fn a_panic_damages_the_engine_and_nothing_else() {
         let dir = tempfile::tempdir().unwrap();
         let index = open(dir.path()).unwrap();
-        let error = index.with_tree("reading", |_| -> io::Result<()> { panic!("at the disco") }).unwrap_err();
-        assert!(error.to_string().contains("at the disco"), "{error}");
+        let error = index.with_tree("reading", |_| -> io::Result<()> { panic!("deep below") }).unwrap_err();
+        assert!(error.to_string().contains("deep below"), "{error}");
         assert!(matches!(index.get(b"key"), Err(IndexError::Damaged(_))));
         drop(index);
         assert!(matches!(open(dir.path()), Err(IndexError::Damaged(_))));
