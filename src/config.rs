@@ -169,6 +169,8 @@ pub struct Storage {
     pub index_open_timeout_secs: u64,
     /// Time between sweeps for expired events, seconds.
     pub expiry_sweep_secs: u64,
+    /// Whether compaction compresses what it keeps.
+    pub compress: bool,
 }
 
 /// What keeps the index on disk.

@@ -145,6 +145,9 @@ pub struct Known {
     pub deleted_by_id: bool,
     /// Its author deleted the address, up to this `created_at`.
     pub address_deleted_until: Option<u64>,
+    /// The newest version of its address that was deleted by id: what that one had replaced stays replaced, whichever
+    /// comes first, so that the order of arrival does not matter.
+    pub deleted_version: Option<Version>,
     /// Its author, or a gift wrap's recipient, vanished up to this `created_at`.
     pub vanished_until: Option<u64>,
 }
@@ -183,11 +186,12 @@ impl Verdict {
 pub fn judge(event: &Event, known: &Known, now: u64) -> Verdict {
     let covers = |until: Option<u64>| until.is_some_and(|until| event.created_at <= until);
     let deletable = !event.kind.is_undeletable();
+    let older_than_deleted = known.deleted_version.is_some_and(|deleted| !Version::of(event).replaces(&deleted));
     if known.stored {
         Verdict::Duplicate
     } else if covers(known.vanished_until) && event.kind != Kind::VANISH {
         Verdict::Vanished
-    } else if deletable && (known.deleted_by_id || covers(known.address_deleted_until)) {
+    } else if deletable && (known.deleted_by_id || covers(known.address_deleted_until) || older_than_deleted) {
         Verdict::Deleted
     } else if is_expired(event.expiration(), now) {
         Verdict::Expired
@@ -279,6 +283,9 @@ mod tests {
         assert_eq!(judge(Known { address_deleted_until: Some(100), ..Known::default() }, 0), Verdict::Deleted);
         assert_eq!(judge(Known { vanished_until: Some(100), ..Known::default() }, 0), Verdict::Vanished);
         assert_eq!(judge(Known { vanished_until: Some(99), ..Known::default() }, 0), Verdict::Store);
+        let deleted = |created_at, id| Some(Version { created_at, id: EventId([id; 32]) });
+        assert_eq!(judge(Known { deleted_version: deleted(100, 4), ..Known::default() }, 0), Verdict::Deleted);
+        assert_eq!(judge(Known { deleted_version: deleted(100, 6), ..Known::default() }, 0), Verdict::Store);
         let newer = Version { created_at: 101, id: EventId([9; 32]) };
         assert_eq!(judge(Known { current: Some(newer), ..Known::default() }, 0), Verdict::Superseded);
     }

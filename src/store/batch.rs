@@ -12,7 +12,7 @@ use super::fault;
 use super::index::{Change, Key, Value};
 use super::log::Erasure;
 use super::merge::Merge;
-use super::record::{self, PAYLOAD_BYTES_MAX, Record, Removed, StoredEvent};
+use super::record::{self, GoneVersion, PAYLOAD_BYTES_MAX, Record, Removed, StoredEvent};
 use super::schema::{self, Place, Prefix};
 use super::{Removal, StoreError};
 
@@ -52,8 +52,10 @@ impl<'s> Batch<'s> {
     pub(super) fn add(&mut self, event: &Verified<Event>, now: u64) -> Result<Verdict, StoreError> {
         let known = self.known(event)?;
         let verdict = judge(event, &known, now);
-        if verdict == Verdict::Store {
-            self.put(event)?;
+        match verdict {
+            Verdict::Store => self.put(event)?,
+            Verdict::Deleted if known.deleted_by_id => self.note_gone(event, known.current)?,
+            _ => {}
         }
         Ok(verdict)
     }
@@ -69,7 +71,7 @@ impl<'s> Batch<'s> {
     /// Takes out whatever lies at a place; false when it is gone already.
     pub(super) fn take_out(&mut self, place: Place, by: Option<EventId>, why: Removal) -> Result<bool, StoreError> {
         let bytes = self.record_bytes(place)?;
-        let (Record::Put(event), len) = decoded(&bytes)? else { return Ok(false) };
+        let (Record::Put(event), len) = self.decoded(&bytes)? else { return Ok(false) };
         let keys: Vec<Key> =
             schema::entries(&event, Place::new(place.offset, len)).into_iter().map(|(key, _)| key).collect();
         let before = self.records.len();
@@ -115,29 +117,46 @@ impl<'s> Batch<'s> {
     /// What bears on an incoming event. The filter on ids spares the look-ups for ids never heard of.
     fn known(&self, event: &Event) -> Result<Known, StoreError> {
         let heard_of = self.files.bloom.contains(&event.id.0);
-        let stored = heard_of && self.get(&schema::by_id(&event.id))?.is_some();
-        if stored {
-            return Ok(Known { stored, ..Known::default() });
+        if heard_of && self.get(&schema::by_id(&event.id))?.is_some() {
+            return Ok(Known { stored: true, ..Known::default() });
         }
-        let address = Address::of(event);
-        Ok(Known {
-            stored,
-            current: address
-                .as_ref()
-                .map(|address| self.current(address))
-                .transpose()?
-                .flatten()
-                .map(|(version, _)| version),
+        let mut known = Known {
             deleted_by_id: heard_of && self.is_deleted(event)?,
-            address_deleted_until: match &address {
-                Some(address) => {
-                    let (from, to) = schema::deleted_address_range(address);
-                    self.first_in(&from, &to)?.and_then(|key| schema::request_created_at(&key))
-                }
-                None => None,
-            },
             vanished_until: deleters(event).filter_map(|key| self.vanished_until(&key)).max(),
-        })
+            ..Known::default()
+        };
+        if let Some(address) = Address::of(event) {
+            let first = |(from, to): (Key, Key)| self.first_in(&from, &to);
+            known.current = self.current(&address)?.map(|(version, _)| version);
+            let request = first(schema::deleted_address_range(&address))?;
+            known.address_deleted_until = request.as_ref().and_then(schema::request_created_at);
+            let gone = first(schema::gone_version_range(&schema::address_hash(&address)))?;
+            known.deleted_version = gone.as_ref().and_then(schema::gone_version_of);
+        }
+        Ok(known)
+    }
+
+    /// Notes that a version of an address is deleted, and takes out what it would have replaced had it come earlier.
+    fn note_gone(&mut self, deleted: &Event, current: Option<Version>) -> Result<(), StoreError> {
+        let Some(address) = Address::of(deleted) else { return Ok(()) };
+        let version = Version::of(deleted);
+        self.push_gone(&address, version)?;
+        if current.is_some_and(|current| version.replaces(&current))
+            && let Some((_, place)) = self.current(&address)?
+        {
+            self.take_out(place, None, Removal::Replaced)?;
+        }
+        Ok(())
+    }
+
+    fn push_gone(&mut self, address: &Address, version: Version) -> Result<(), StoreError> {
+        let gone = GoneVersion { address: schema::address_hash(address), version };
+        let key = schema::gone_version(&gone);
+        if self.get(&key)?.is_none() {
+            record::push_gone(&mut self.records, &gone);
+            self.changes.insert(key, Some(Value::new(&[])));
+        }
+        Ok(())
     }
 
     fn is_deleted(&self, event: &Event) -> Result<bool, StoreError> {
@@ -161,7 +180,7 @@ impl<'s> Batch<'s> {
             return Ok(None);
         };
         let bytes = self.record_bytes(place)?;
-        match decoded(&bytes)? {
+        match self.decoded(&bytes)? {
             (Record::Put(event), _) if event.address().as_ref() == Some(address) => Ok(Some((event.version(), place))),
             _ => Ok(None),
         }
@@ -179,7 +198,7 @@ impl<'s> Batch<'s> {
         let start = self.records.len();
         record::push_put(&mut self.records, event);
         let place = Place::new(offset, (self.records.len() - start) as u32);
-        let (Record::Put(stored), _) = decoded(&self.records[start..])? else {
+        let (Record::Put(stored), _) = self.decoded(&self.records[start..])? else {
             return Err(StoreError::Damaged(format!("event {} was not encoded as one", event.id)));
         };
         self.changes.extend(schema::entries(&stored, place));
@@ -210,10 +229,13 @@ impl<'s> Batch<'s> {
             };
             let Some(place) = place else { continue };
             let bytes = self.record_bytes(place)?;
-            if let (Record::Put(event), _) = decoded(&bytes)?
+            if let (Record::Put(event), _) = self.decoded(&bytes)?
                 && may_delete(&request.pubkey, &event)
             {
                 self.take_out(place, Some(request.id), Removal::Deleted)?;
+                if let (Target::Event(_), Some(address)) = (&target, event.address()) {
+                    self.push_gone(&address, event.version())?;
+                }
             }
         }
         Ok(())
@@ -231,7 +253,7 @@ impl<'s> Batch<'s> {
                     continue;
                 }
                 let bytes = self.record_bytes(candidate.place)?;
-                let (Record::Put(event), _) = decoded(&bytes)? else { continue };
+                let (Record::Put(event), _) = self.decoded(&bytes)? else { continue };
                 if vanishes_with(&event, request) && self.changes.get(&schema::by_id(&event.id)) != Some(&None) {
                     self.take_out(candidate.place, Some(request.id), Removal::Vanished)?;
                 }
@@ -280,6 +302,12 @@ impl<'s> Batch<'s> {
         self.files.log.read(place.offset, place.read_len(), &mut bytes)?;
         Ok(bytes)
     }
+
+    fn decoded<'b>(&self, bytes: &'b [u8]) -> Result<(Record<'b>, u32), StoreError> {
+        let damaged = |_| StoreError::Damaged("a record to be changed is damaged".to_owned());
+        let (record, len) = record::decode(bytes).map_err(damaged)?;
+        Ok((self.files.log.unpacked(record, self.base)?, len as u32))
+    }
 }
 
 /// Whether a stored event goes with its author's request to vanish: all of the author's own that are not newer, and
@@ -288,10 +316,4 @@ fn vanishes_with(event: &StoredEvent<'_>, request: &Event) -> bool {
     event.created_at <= request.created_at
         && event.kind != Kind::VANISH
         && (event.pubkey == request.pubkey || supersede::may_delete(&request.pubkey, event))
-}
-
-fn decoded(bytes: &[u8]) -> Result<(Record<'_>, u32), StoreError> {
-    let (record, len) =
-        record::decode(bytes).map_err(|_| StoreError::Damaged("a record to be changed is damaged".to_owned()))?;
-    Ok((record, len as u32))
 }

@@ -21,6 +21,8 @@ struct Kept {
     /// What can be read, in the order of storing.
     events: Vec<(Position, Verified<Event>)>,
     stored_ever: u64,
+    /// Versions that were deleted by id: what they replaced stays replaced.
+    gone: Vec<(Address, Version)>,
 }
 
 impl MemoryStore {
@@ -57,6 +59,7 @@ impl Kept {
                     .map(|request| request.created_at)
                     .max()
             }),
+            deleted_version: address.as_ref().and_then(|address| self.newest_gone(address)),
             vanished_until: requests(Kind::VANISH).map(|request| request.created_at).max(),
         }
     }
@@ -68,6 +71,20 @@ impl Kept {
     fn current(&self, address: &Address) -> Option<Version> {
         let occupant = self.events.iter().find(|(_, event)| Address::of(event).as_ref() == Some(address));
         occupant.map(|(_, event)| Version::of(event))
+    }
+
+    fn newest_gone(&self, address: &Address) -> Option<Version> {
+        let versions = self.gone.iter().filter(|(at, _)| at == address).map(|(_, version)| *version);
+        versions.reduce(|a, b| if a.replaces(&b) { a } else { b })
+    }
+
+    /// Notes that a version is deleted, and drops the one it would have replaced.
+    fn note_gone(&mut self, deleted: &Event) {
+        let Some(address) = Address::of(deleted) else { return };
+        let version = Version::of(deleted);
+        self.events
+            .retain(|(_, old)| Address::of(old).as_ref() != Some(&address) || !version.replaces(&Version::of(old)));
+        self.gone.push((address, version));
     }
 
     fn store(&mut self, event: &Verified<Event>) {
@@ -90,6 +107,10 @@ impl Kept {
     fn delete(&mut self, request: &Event, target: Target) {
         match target {
             Target::Event(id) => {
+                let may = |old: &Verified<Event>| old.id == id && supersede::may_delete(&request.pubkey, &**old);
+                if let Some((_, deleted)) = self.events.iter().find(|(_, old)| may(old)).cloned() {
+                    self.note_gone(&deleted);
+                }
                 self.events.retain(|(_, old)| old.id != id || !supersede::may_delete(&request.pubkey, &**old));
             }
             Target::Address(address) => self
@@ -135,9 +156,12 @@ impl Store for MemoryStore {
     fn apply(&self, batch: &[Verified<Event>], now: u64) -> Result<Applied, StoreError> {
         let mut kept = self.kept();
         let verdicts = batch.iter().map(|event| {
-            let verdict = supersede::judge(event, &kept.known(event), now);
-            if verdict == Verdict::Store {
-                kept.store(event);
+            let known = kept.known(event);
+            let verdict = supersede::judge(event, &known, now);
+            match verdict {
+                Verdict::Store => kept.store(event),
+                Verdict::Deleted if known.deleted_by_id => kept.note_gone(event),
+                _ => {}
             }
             verdict
         });

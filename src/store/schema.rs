@@ -22,6 +22,7 @@
 //! VANISHED  0a · pubkey[0..16] · !created_at 8 · at 5              →            (of the request)
 //! EXPIRES   0b · expiration 8 · at 5                               → class 1
 //! COUNTER   0c · name 1                                            → number 7
+//! GONE_VERSION    0d · address hash 16 · !created_at 8 · id[0..6]  →            (of the deleted version)
 //! ```
 
 use std::collections::BTreeSet;
@@ -29,11 +30,11 @@ use std::collections::BTreeSet;
 use sha2::{Digest, Sha256};
 
 use crate::protocol::event::Fields;
-use crate::protocol::supersede::{Address, Target, deletion_target};
+use crate::protocol::supersede::{Address, Target, Version, deletion_target};
 use crate::protocol::{EventId, Kind, PublicKey, TagLetter};
 
 use super::index::{Change, KEY_BYTES_MAX, Key, Value};
-use super::record::{ALIGN, StoredEvent};
+use super::record::{ALIGN, GoneVersion, StoredEvent};
 
 /// Version of the layouts on this page. A different one on disk is rebuilt from the log.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -50,6 +51,7 @@ const DELETED_ADDRESS: u8 = 9;
 const VANISHED: u8 = 10;
 const EXPIRES: u8 = 11;
 const COUNTER: u8 = 12;
+const GONE_VERSION: u8 = 13;
 
 const SUFFIX_LEN: usize = 17;
 const SMALLEST_CLASS_BYTES: usize = 512;
@@ -177,6 +179,25 @@ pub fn deleted_id_range(id: &EventId, requester: &PublicKey) -> (Key, Key) {
 /// Keys of the requests to delete an address, the latest first: from, to.
 pub fn deleted_address_range(address: &Address) -> (Key, Key) {
     range(&[&[DELETED_ADDRESS], &address_hash(address)])
+}
+
+/// Keys of the deleted versions of an address, the one that replaces the others first: from, to.
+pub fn gone_version_range(address: &[u8; 16]) -> (Key, Key) {
+    range(&[&[GONE_VERSION], address])
+}
+
+/// Key of a deleted version.
+pub fn gone_version(gone: &GoneVersion) -> Key {
+    let created_at = (!gone.version.created_at).to_be_bytes();
+    key(&[&[GONE_VERSION], &gone.address, &created_at, &gone.version.id.0[..6]])
+}
+
+/// The version in a key of [`gone_version_range`]. Its id is cut to 6 bytes, so among versions of the same second it
+/// covers any whose id begins alike.
+pub fn gone_version_of(key: &Key) -> Option<Version> {
+    let mut id = [0; 32];
+    id[..6].copy_from_slice(key.as_slice().get(25..31)?);
+    Some(Version { created_at: request_created_at(key)?, id: EventId(id) })
 }
 
 /// Keys of a key's requests to vanish, the latest first: from, to.
@@ -339,7 +360,8 @@ fn offset_from(at: &[u8]) -> u64 {
     at.iter().fold(0, |number, byte| number << 8 | u64::from(*byte)) * ALIGN as u64
 }
 
-fn address_hash(address: &Address) -> [u8; 16] {
+/// An address as the index names it.
+pub fn address_hash(address: &Address) -> [u8; 16] {
     let hash = sha256(&[&address.kind.0.to_be_bytes(), &address.pubkey.0, address.d.as_bytes()]);
     hash[..16].try_into().expect("16 bytes")
 }

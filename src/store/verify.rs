@@ -1,6 +1,6 @@
 //! Checking a whole store: every record, every event's id and signature, and that the index says what the log says.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::protocol::{Event, Verified};
 
@@ -50,6 +50,7 @@ pub fn verify(store: &EmbeddedStore, progress: &dyn Fn(u64, u64)) -> Result<Veri
     let files = &*files;
     let mut report = VerifyReport::default();
     let mut expected_entries = 0;
+    let mut gone = BTreeSet::new();
     let mut reader = files.log.reader(HEADER_LEN);
     let mut told = 0;
     while let Some(step) = reader.next()? {
@@ -57,6 +58,7 @@ pub fn verify(store: &EmbeddedStore, progress: &dyn Fn(u64, u64)) -> Result<Veri
             Step::Record(offset, len, Record::Put(event)) => {
                 expected_entries += check_event(files, &event, Place::new(offset, len), &mut report)?;
             }
+            Step::Record(_, _, Record::Gone(version)) => drop(gone.insert(schema::gone_version(&version))),
             Step::Record(..) => {}
             Step::Damaged { offset, len } | Step::TornTail { offset, len } => {
                 report.problem(format!(
@@ -69,7 +71,7 @@ pub fn verify(store: &EmbeddedStore, progress: &dyn Fn(u64, u64)) -> Result<Veri
             progress(told, files.log.end());
         }
     }
-    check_index(files, expected_entries, &mut report)?;
+    check_index(files, expected_entries + gone.len() as u64, &mut report)?;
     if report.events != state.events {
         report.problem(format!("index: it counts {} events, and {} are there", state.events, report.events));
     }
@@ -103,7 +105,7 @@ fn check_event(
 
 fn check_json(event: &StoredEvent<'_>, place: Place, report: &mut VerifyReport) {
     let at = format!("event {} at byte {}", event.id, place.offset);
-    let parsed = std::str::from_utf8(event.json).ok().and_then(|json| Event::from_json(json).ok());
+    let parsed = std::str::from_utf8(&event.json).ok().and_then(|json| Event::from_json(json).ok());
     let Some(parsed) = parsed else {
         return report.problem(format!("{at}: its JSON is no event"));
     };

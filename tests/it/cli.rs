@@ -12,8 +12,10 @@ use crate::support::binary::{Binary, id_of, lines};
 use crate::support::stores::{generations, in_order};
 use crate::support::{Client, Keys, NOW, ids, json_of};
 
+/// Of three kinds that nothing replaces, two a second.
 fn notes(count: u64) -> Vec<Event> {
-    (0..count).map(|n| Keys::new(n % 2).draft(1 + (n % 3) as u16, NOW + n / 2).content(n.to_string()).sign()).collect()
+    let kind = |n: u64| [1, 2, 7][n as usize % 3];
+    (0..count).map(|n| Keys::new(n % 2).draft(kind(n), NOW + n / 2).content(n.to_string()).sign()).collect()
 }
 
 fn stored(events: &[Event]) -> Binary {
@@ -61,7 +63,9 @@ fn usage_errors_end_with_2() {
 #[test]
 fn a_mistake_in_the_settings_is_found_at_once() {
     let binary = Binary::new();
-    for (toml, key) in [("\n[limits]\nno_such_key = 1\n", "no_such_key"), ("\n[limits]\nlimit_max = \"many\"\n", "limit_max")] {
+    for (toml, key) in
+        [("\n[limits]\nno_such_key = 1\n", "no_such_key"), ("\n[limits]\nlimit_max = \"many\"\n", "limit_max")]
+    {
         binary.configure(toml);
         let stderr = binary.run(&["status"]).fails(2);
         assert!(stderr.contains("sync.toml:3") && stderr.contains(key), "{stderr}");
@@ -75,7 +79,10 @@ fn failures_end_with_1_and_name_the_thing() {
     let stderr = binary.run(&["import", "no-such-file.jsonl"]).fails(1);
     assert!(stderr.contains("no-such-file.jsonl"), "{stderr}");
     let file = binary.file("a-file", "");
-    let run = Command::new(env!("CARGO_BIN_EXE_sledge")).args(["--store", &file, "import", "-"]).stdin(Stdio::null()).output();
+    let run = Command::new(env!("CARGO_BIN_EXE_sledge"))
+        .args(["--store", &file, "import", "-"])
+        .stdin(Stdio::null())
+        .output();
     let run = run.unwrap();
     assert_eq!(run.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&run.stderr).contains("a-file"));
@@ -90,7 +97,13 @@ fn import_knows_gzip_by_its_first_bytes() {
     let two_members = [gzip(&text.as_bytes()[..1_000]), gzip(&text.as_bytes()[1_000..])].concat();
     let mut expected = ids(&notes);
     expected.sort();
-    for (name, bytes) in [("a.jsonl", text.as_bytes()), ("a.gz", &packed), ("b.jsonl", &packed), ("c.gz", &two_members), ("d.gz", text.as_bytes())] {
+    for (name, bytes) in [
+        ("a.jsonl", text.as_bytes()),
+        ("a.gz", &packed),
+        ("b.jsonl", &packed),
+        ("c.gz", &two_members),
+        ("d.gz", text.as_bytes()),
+    ] {
         let binary = Binary::new();
         let file = binary.file(name, bytes);
         binary.run(&["import", &file]).ok();
@@ -132,7 +145,8 @@ fn import_names_bad_lines_and_goes_on() {
     let binary = Binary::new();
     let ran = binary.run_with(&["import", "-"], input.as_bytes());
     for number in ["2", "5", "6"] {
-        let named = |line: &str| line.contains("line") && line.split(|c: char| !c.is_ascii_digit()).any(|word| word == number);
+        let named =
+            |line: &str| line.contains("line") && line.split(|c: char| !c.is_ascii_digit()).any(|word| word == number);
         assert!(ran.stderr.lines().any(named), "line {number} is not named:\n{}", ran.stderr);
     }
     for number in ["3", "4", "7", "8"] {
@@ -182,7 +196,9 @@ fn export_selects_and_orders() {
     let oldest: Vec<String> = newest.iter().rev().cloned().collect();
     assert_eq!(export(&[]), newest);
     let reversed = export(&["--reverse"]);
-    let times = |ids: &[String]| ids.iter().map(|id| notes.iter().find(|n| n.id.to_hex() == *id).unwrap().created_at).collect::<Vec<_>>();
+    let times = |ids: &[String]| {
+        ids.iter().map(|id| notes.iter().find(|n| n.id.to_hex() == *id).unwrap().created_at).collect::<Vec<_>>()
+    };
     assert_eq!(times(&reversed), times(&oldest));
     let (since, until) = ((NOW + 3).to_string(), (NOW + 7).to_string());
     let within = |event: &&Event| (NOW + 3..=NOW + 7).contains(&event.created_at);
@@ -319,7 +335,9 @@ async fn import_beside_a_running_relay() {
             expected.sort();
             assert_eq!(found, expected, "the running relay has what was imported");
         }
-        Some(1) => assert!(ran.stderr.contains("in use") && ran.stderr.contains(&serving.addr().to_string()), "{}", ran.stderr),
+        Some(1) => {
+            assert!(ran.stderr.contains("in use") && ran.stderr.contains(&serving.addr().to_string()), "{}", ran.stderr)
+        }
         _ => panic!("{ran:?}"),
     }
     client.store(&Keys::new(1).note(NOW, "and it goes on")).await;

@@ -77,11 +77,17 @@ fn versions(keys: &Keys, n: u64) -> Event {
 /// A note, then its deletion, then the next.
 fn regrets(keys: &Keys, n: u64) -> Event {
     let note = keys.note(NOW + n / 2, "regretted");
-    if n % 2 == 0 { note } else { keys.deletion(NOW + n, &[("e", &note.id.to_hex())]) }
+    if n.is_multiple_of(2) { note } else { keys.deletion(NOW + n, &[("e", &note.id.to_hex())]) }
 }
 
 /// Publishes by `plan` until the connection ends. Several events are always on their way.
-async fn publish_until_killed(mut client: Client, keys: Keys, plan: Plan, from: u64, answered: Arc<Progressing>) -> Told {
+async fn publish_until_killed(
+    mut client: Client,
+    keys: Keys,
+    plan: Plan,
+    from: u64,
+    answered: Arc<Progressing>,
+) -> Told {
     const WINDOW: u64 = 16;
     let mut told = Told::default();
     let mut next = from;
@@ -181,7 +187,8 @@ async fn signals_stop_gracefully() {
         let serving = binary.serve();
         let client = Client::connect(serving.addr()).await;
         let answered = Arc::new(Progressing { count: AtomicUsize::new(0), goal: 100, reached: Notify::new() });
-        let publisher = tokio::spawn(publish_until_killed(client, Keys::new(round as u64), notes, 0, Arc::clone(&answered)));
+        let publisher =
+            tokio::spawn(publish_until_killed(client, Keys::new(round as u64), notes, 0, Arc::clone(&answered)));
         crate::support::client::soon("the answers", answered.reached.notified()).await;
         serving.signal(signal);
         let told = publisher.await.unwrap();
@@ -227,7 +234,10 @@ fn any_prefix_of_the_log_is_a_database() {
         assert_eq!(row_ids(&rows), expected, "cut at {cut}");
         let rest: Vec<_> = events.iter().map(verified).collect();
         let verdicts = store.apply(&rest, NOW).unwrap().verdicts;
-        assert!(verdicts[rows.len()..].iter().all(|verdict| *verdict == Verdict::Store), "the rest can be stored again");
+        assert!(
+            verdicts[rows.len()..].iter().all(|verdict| *verdict == Verdict::Store),
+            "the rest can be stored again"
+        );
     }
 }
 

@@ -95,7 +95,8 @@ async fn deliveries_are_what_the_filters_mean() {
     let mut publisher = relay.client().await;
     for round in 0..12 {
         let mut reader = relay.client().await;
-        let filters: Vec<Vec<Value>> = sample(&mut runner, proptest::collection::vec(proptest::collection::vec(filter(), 1..4), 20));
+        let filters: Vec<Vec<Value>> =
+            sample(&mut runner, proptest::collection::vec(proptest::collection::vec(filter(), 1..4), 20));
         for (at, filters) in filters.iter().enumerate() {
             reader.req(&at.to_string(), filters).await;
         }

@@ -146,7 +146,8 @@ async fn t41_fragments_and_pings() {
 async fn t41_frames_beyond_the_limit_end_their_connection() {
     let relay = Relay::with(|config| config.limits.frame_bytes_max = 65_536).await;
     let mut bystander = Bystander::on(&relay).await;
-    let spaces = |bytes: usize| "[\"REQ\",\"s\",{\"ids\":[]}]".to_owned() + &" ".repeat(bytes - 23);
+    let req = "[\"REQ\",\"s\",{\"ids\":[]}]";
+    let spaces = |bytes: usize| req.to_owned() + &" ".repeat(bytes - req.len());
     let mut client = relay.client().await;
     client.send(spaces(65_536)).await;
     assert_eq!(client.until_eose("s").await.ids(), Vec::<String>::new());
@@ -179,7 +180,9 @@ async fn t41_garbage_at_every_stage() {
     let mut bystander = Bystander::on(&relay).await;
     let mut unfinished = TcpStream::connect(relay.addr()).await.unwrap();
     unfinished.write_all(b"GET / HTTP/1.1\r\nHost: ").await.unwrap();
-    for garbage in [&[0u8; 4_096][..], b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc", b"GET / HTTP/9.9\r\n\r\n", b"\r\n\r\n\r\n"] {
+    for garbage in
+        [&[0u8; 4_096][..], b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc", b"GET / HTTP/9.9\r\n\r\n", b"\r\n\r\n\r\n"]
+    {
         let mut stream = TcpStream::connect(relay.addr()).await.unwrap();
         let _ = stream.write_all(garbage).await;
         let _ = stream.shutdown().await;

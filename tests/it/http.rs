@@ -43,7 +43,8 @@ pub async fn request(addr: SocketAddr, line: &str, headers: &[&str]) -> Response
 #[tokio::test]
 async fn a_browser_gets_a_landing_page() {
     let relay = Relay::with(|config| config.info.name = "Tea & <Biscuits>".to_owned()).await;
-    let response = request(relay.addr(), "GET / HTTP/1.1", &["Accept: text/html,application/xhtml+xml,*/*;q=0.8"]).await;
+    let response =
+        request(relay.addr(), "GET / HTTP/1.1", &["Accept: text/html,application/xhtml+xml,*/*;q=0.8"]).await;
     assert_eq!(response.status, 200);
     assert!(response.header("content-type").is_some_and(|kind| kind.starts_with("text/html")));
     assert!(response.body.contains("Tea &amp; &lt;Biscuits&gt;"), "the name is escaped: {}", response.body);

@@ -130,10 +130,14 @@ fn the_search_finds_what_it_should() {
          use sledge::cli; let x = \"crate::error\"; mycrate::auth();\n#[cfg(test)]\nmod tests { use crate::main; }",
     );
     assert_eq!(rooms_named(&code), ["relay", "config", "store", "server", "cli"]);
-    for (from, to) in [("cli", "server"), ("server", "relay"), ("relay", "store"), ("store", "protocol"), ("main", "error")] {
+    for (from, to) in
+        [("cli", "server"), ("server", "relay"), ("relay", "store"), ("store", "protocol"), ("main", "error")]
+    {
         assert!(allowed(from, to) && !allowed(to, from), "{from} -> {to}");
     }
-    for (from, to) in [("server", "client"), ("config", "protocol"), ("auth", "store"), ("relay", "error"), ("store", "error")] {
+    for (from, to) in
+        [("server", "client"), ("config", "protocol"), ("auth", "store"), ("relay", "error"), ("store", "error")]
+    {
         assert!(!allowed(from, to), "{from} -> {to}");
     }
     assert!(allowed("store", "store"));

@@ -69,10 +69,14 @@ async fn t27_forgeries_are_invalid() {
 #[tokio::test]
 async fn t28_every_character_survives() {
     let mut texts: Vec<String> = (0..0x20u8).map(|byte| format!("a{}z", char::from(byte))).collect();
-    texts.extend(["\u{7f}", "\u{2028}\u{2029}", "\u{ffff}", "😀\u{10ffff}", "/\\\"", "\u{feff}", "A\u{300}"].map(String::from));
+    texts.extend(
+        ["\u{7f}", "\u{2028}\u{2029}", "\u{ffff}", "😀\u{10ffff}", "/\\\"", "\u{feff}", "A\u{300}"].map(String::from),
+    );
     let keys = Keys::new(1);
-    let events: Vec<_> =
-        texts.iter().map(|text| keys.draft(1, NOW).tag(["t", text]).tag(["r", "x", text]).content(text).sign()).collect();
+    let events: Vec<_> = texts
+        .iter()
+        .map(|text| keys.draft(1, NOW).tag(["t", text]).tag(["r", "x", text]).content(text).sign())
+        .collect();
     let relay = Relay::start().await;
     let mut client = relay.client().await;
     client.store_all(&events).await;

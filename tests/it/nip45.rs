@@ -15,8 +15,9 @@ async fn t39_overlapping_filters_count_once() {
     })
     .await;
     let mut client = relay.client().await;
-    let notes: Vec<Event> =
-        (0..20).map(|n| Keys::new(n % 4).draft(1 + (n % 2) as u16, NOW + n).tag(["t", "x"]).tag(["t", "y"]).sign()).collect();
+    let notes: Vec<Event> = (0..20)
+        .map(|n| Keys::new(n % 4).draft(1 + (n % 2) as u16, NOW + n).tag(["t", "x"]).tag(["t", "y"]).sign())
+        .collect();
     client.store_all(&notes).await;
     let author = |n| json!({"authors": [Keys::new(n).hex()]});
     for (filters, expected) in [

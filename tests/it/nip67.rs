@@ -32,7 +32,9 @@ async fn t21_a_page_never_ends_inside_a_second() {
     let mut client = relay.client().await;
     let notes = notes(8, 5);
     client.store_all(&notes).await;
-    for filter in [json!({}), json!({"kinds": [1]}), json!({"authors": (0..3).map(|n| Keys::new(n).hex()).collect::<Vec<_>>()})] {
+    for filter in
+        [json!({}), json!({"kinds": [1]}), json!({"authors": (0..3).map(|n| Keys::new(n).hex()).collect::<Vec<_>>()})]
+    {
         let (pages, all) = page_through(&mut client, filter.clone()).await;
         assert_eq!(all, in_order(&notes), "{filter}");
         assert_eq!(pages, 4, "10 a page, the last one finishing: {filter}");

@@ -11,7 +11,9 @@ async fn protected_events_are_refused() {
     let (mut reader, mut client) = (relay.client().await, relay.client().await);
     reader.req("live", &[json!({})]).await;
     let keys = Keys::new(1);
-    for protected in [keys.draft(1, NOW).tag(["-"]).sign(), keys.draft(20_001, NOW).tag(["t", "x"]).tag(["-", "x"]).sign()] {
+    for protected in
+        [keys.draft(1, NOW).tag(["-"]).sign(), keys.draft(20_001, NOW).tag(["t", "x"]).tag(["-", "x"]).sign()]
+    {
         let (accepted, text) = client.publish(&protected).await;
         assert!(!accepted, "{text}");
         assert!(text.starts_with("auth-required: ") || text.starts_with("blocked: "), "{text}");

@@ -18,8 +18,10 @@ use crate::support::{Keys, NOW, ids, verified};
 
 type Make<'m> = &'m dyn Fn() -> Arc<dyn Store>;
 
-/// Every check, with its name for the message of a failure.
-const CHECKS: [(&str, fn(Make)); 17] = [
+/// A check, with its name for the message of a failure.
+type Check = (&'static str, fn(Make));
+
+const CHECKS: [Check; 17] = [
     ("an empty store has nothing", an_empty_store_has_nothing),
     ("verdicts come in batch order", verdicts_come_in_batch_order),
     ("a batch sees its earlier writes", a_batch_sees_its_earlier_writes),
@@ -99,7 +101,9 @@ fn assert_holds(store: &dyn Store, expected: &[&Event]) {
 }
 
 fn notes(count: u64, per_second: u64) -> Vec<Event> {
-    (0..count).map(|n| Keys::new(n % 3).draft(1, NOW - n / per_second).tag(["t", "x"]).content(n.to_string()).sign()).collect()
+    (0..count)
+        .map(|n| Keys::new(n % 3).draft(1, NOW - n / per_second).tag(["t", "x"]).content(n.to_string()).sign())
+        .collect()
 }
 
 fn an_empty_store_has_nothing(make: Make) {
@@ -120,10 +124,7 @@ fn verdicts_come_in_batch_order(make: Make) {
     let expired = keys.draft(1, NOW).tag(["expiration".to_owned(), NOW.to_string()]).sign();
     let [old, new] = [NOW - 1, NOW].map(|at| keys.draft(0, at).sign());
     let verdicts = apply(&*store, [&note, &expired, &new, &old, &note]);
-    assert_eq!(
-        verdicts,
-        [Verdict::Store, Verdict::Expired, Verdict::Store, Verdict::Superseded, Verdict::Duplicate]
-    );
+    assert_eq!(verdicts, [Verdict::Store, Verdict::Expired, Verdict::Store, Verdict::Superseded, Verdict::Duplicate]);
     assert_eq!(apply(&*store, [&old, &note]), [Verdict::Superseded, Verdict::Duplicate]);
     assert_holds(&*store, &[&note, &new]);
 }
@@ -204,7 +205,9 @@ fn every_plan_gives_the_same_rows(make: Make) {
         }
         assert_eq!(count(&*store, query(&[newest(&filter, 1)], NOW)), 60, "{filter:.80}");
     }
-    for nothing in ["{\"kinds\":[]}", "{\"ids\":[]}", "{\"#t\":[\"y\"]}", "{\"since\":2,\"until\":1}", "{\"#T\":[\"x\"]}"] {
+    for nothing in
+        ["{\"kinds\":[]}", "{\"ids\":[]}", "{\"#t\":[\"y\"]}", "{\"since\":2,\"until\":1}", "{\"#T\":[\"x\"]}"]
+    {
         let (rows, end) = read(&*store, query(&[newest(nothing, 5)], NOW), 1);
         assert_eq!((rows.len(), end), (0, Progress::Finished), "{nothing}");
     }
@@ -294,7 +297,8 @@ fn a_scan_does_not_see_what_is_removed_meanwhile(make: Make) {
     let mut scan = store.scan(query(&everything(), NOW)).unwrap();
     let mut rows = Vec::new();
     assert_eq!(scan.page(budget(1), &mut rows).unwrap(), Progress::Paused);
-    let gone: Vec<_> = notes.iter().filter(|note| newest_first[10..15].contains(&note.id.to_hex())).map(|n| n.id).collect();
+    let gone: Vec<_> =
+        notes.iter().filter(|note| newest_first[10..15].contains(&note.id.to_hex())).map(|n| n.id).collect();
     assert_eq!(store.remove(&gone, Removal::Operator).unwrap(), 5);
     while scan.page(budget(1), &mut rows).unwrap() == Progress::Paused {}
     assert_eq!(row_ids(&rows), [&newest_first[..10], &newest_first[15..]].concat());
@@ -341,7 +345,8 @@ fn a_deletion_leaves_with_its_force(make: Make) {
     assert_eq!(apply(&*store, [&request, &note]), [Verdict::Store, Verdict::Deleted]);
     assert_eq!(store.remove(&[request.id], Removal::Operator).unwrap(), 1);
     store_all(&*store, [&note]);
-    let (early, late) = (keys.deletion(NOW, &[("e", &note.id.to_hex())]), keys.draft(62, NOW + 5).tag(["relay", "ALL_RELAYS"]).sign());
+    let (early, late) =
+        (keys.deletion(NOW, &[("e", &note.id.to_hex())]), keys.draft(62, NOW + 5).tag(["relay", "ALL_RELAYS"]).sign());
     let future = keys.note(NOW + 9, "named by a deletion that vanished");
     let named = keys.deletion(NOW + 1, &[("e", &future.id.to_hex())]);
     assert_eq!(apply(&*store, [&named, &future]), [Verdict::Store, Verdict::Deleted]);
@@ -354,7 +359,10 @@ fn long_values(make: Make) {
     let keys = Keys::new(1);
     let long = "x".repeat(100_000);
     let pair = ["a", "b"].map(|last| {
-        keys.draft(30_000, NOW).tag(["d".to_owned(), "d".repeat(300) + last]).tag(["r".to_owned(), format!("{long}{last}")]).sign()
+        keys.draft(30_000, NOW)
+            .tag(["d".to_owned(), "d".repeat(300) + last])
+            .tag(["r".to_owned(), format!("{long}{last}")])
+            .sign()
     });
     store_all(&*store, &pair);
     assert_holds(&*store, &[&pair[0], &pair[1]]);
@@ -395,7 +403,10 @@ fn readers_beside_the_writer(make: Make) {
                     let (rows, end) = read(&*store, query(&everything(), NOW), 2_000);
                     assert_eq!(end, Progress::Finished);
                     assert!(rows.len() as u64 >= known, "{} rows after {known} were stored", rows.len());
-                    assert!(rows.is_sorted_by(|a, b| (b.created_at, a.id) < (a.created_at, b.id)), "order and no repeats");
+                    assert!(
+                        rows.is_sorted_by(|a, b| (b.created_at, a.id) < (a.created_at, b.id)),
+                        "order and no repeats"
+                    );
                     if known == 400 {
                         break;
                     }

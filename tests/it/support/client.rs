@@ -288,7 +288,15 @@ pub fn request(verb: &str, id: &str, filters: &[Value]) -> String {
 /// Whether a refusal starts as NIP-01 and NIP-42 say (T27); `unsupported` is NIP-01's word for filters.
 pub fn has_standard_prefix(text: &str) -> bool {
     let known = [
-        "duplicate", "pow", "blocked", "rate-limited", "invalid", "restricted", "mute", "error", "auth-required",
+        "duplicate",
+        "pow",
+        "blocked",
+        "rate-limited",
+        "invalid",
+        "restricted",
+        "mute",
+        "error",
+        "auth-required",
         "unsupported",
     ];
     text.split_once(": ").is_some_and(|(prefix, reason)| known.contains(&prefix) && !reason.is_empty())

@@ -9,6 +9,8 @@ use sledge::store::Wanted;
 #[derive(Default)]
 pub struct Reference {
     stored: Vec<Event>,
+    /// Versions that were deleted by id. What they replaced, or would have, stays away.
+    deleted: Vec<Event>,
 }
 
 impl Reference {
@@ -19,7 +21,12 @@ impl Reference {
     /// Judges and stores one event.
     pub fn apply(&mut self, event: &Event, now: u64) -> Verdict {
         let verdict = self.judge(event, now);
+        if verdict == Verdict::Deleted && self.stored.iter().any(|request| deletes_by_id(request, event)) {
+            self.deleted.push(event.clone());
+            self.stored.retain(|old| !same_slot(old, event) || wins(old, event));
+        }
         if verdict == Verdict::Store {
+            self.deleted.extend(self.stored.iter().filter(|old| deletes_by_id(event, old)).cloned());
             self.stored.retain(|old| !same_slot(old, event) && !reaches(event, old));
             self.stored.push(event.clone());
         }
@@ -32,7 +39,9 @@ impl Reference {
             Verdict::Duplicate
         } else if reached_by(Kind::VANISH) {
             Verdict::Vanished
-        } else if reached_by(Kind::DELETION) {
+        } else if reached_by(Kind::DELETION)
+            || self.deleted.iter().any(|old| same_slot(old, event) && !wins(event, old))
+        {
             Verdict::Deleted
         } else if expires(event).is_some_and(|at| at <= now) {
             Verdict::Expired
@@ -103,12 +112,20 @@ fn reaches(request: &Event, event: &Event) -> bool {
     if event.kind == Kind::DELETION || event.kind == Kind::VANISH {
         return false;
     }
-    let id = event.id.to_hex();
-    let by_id = (by_author || by_recipient) && tag_values(request, "e").any(|named| named == id);
     let by_address = by_author
         && event.created_at <= request.created_at
         && slot(event).is_some_and(|slot| tag_values(request, "a").any(|named| named == slot));
-    by_id || by_address
+    deletes_by_id(request, event) || by_address
+}
+
+/// Is `request` a deletion request that reaches `event` by its id?
+fn deletes_by_id(request: &Event, event: &Event) -> bool {
+    let deletable = event.kind != Kind::DELETION && event.kind != Kind::VANISH;
+    let by_author = request.pubkey == event.pubkey;
+    let by_recipient = event.kind == Kind::GIFT_WRAP && names(event, &request.pubkey);
+    let id = event.id.to_hex();
+    let named = tag_values(request, "e").any(|named| named == id);
+    request.kind == Kind::DELETION && deletable && (by_author || by_recipient) && named
 }
 
 fn names(event: &Event, key: &PublicKey) -> bool {

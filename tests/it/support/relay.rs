@@ -10,9 +10,9 @@ use sledge::server::Server;
 use sledge::store::Store;
 use tempfile::TempDir;
 
-use super::{Client, NOW};
 use super::client::soon;
 use super::stores::open_store;
+use super::{Client, NOW};
 
 /// Under which URL the relays of these tests are known.
 pub const SERVICE_URL: &str = "wss://relay.example.com/";
