@@ -19,7 +19,8 @@
 //! - A write that fails or is given up leaves its files behind until the tree is opened again.
 //!   So that is done at once.
 
-use std::fs::{self, File, TryLockError};
+use std::collections::BTreeSet;
+use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -52,8 +53,6 @@ const TABLES_DIR: &str = "tables";
 const CURRENT_FILE: &str = "current";
 /// The file with the number of the manifest after the last run, as decimal text.
 const LAST_MANIFEST_FILE: &str = "last-manifest";
-/// The file that is locked while the index is open.
-const LOCK_FILE: &str = "lock";
 
 /// What a file of the tree ends with: `SFA!`, two bytes, then XXH3-128 16, place 8 and length 8
 /// of its table of contents, little-endian.
@@ -69,8 +68,8 @@ pub struct FjallIndex {
     state: RwLock<State>,
     /// Held by the one who writes a run.
     writing: Mutex<()>,
-    /// Locked until it is dropped, which comes after the tree is.
-    _lock: File,
+    /// Given up last, when the tree is closed.
+    _claim: Claim,
 }
 
 enum State {
@@ -87,14 +86,14 @@ struct Opened {
 impl FjallIndex {
     /// Opens the index in `dir`, or makes an empty one where there is none.
     ///
-    /// `cache_bytes` bounds the blocks kept in memory. One process at a time may have it open.
+    /// `cache_bytes` bounds the blocks kept in memory. It must not be open elsewhere.
     ///
     /// # Errors
     /// [`IndexError::Damaged`] or [`IndexError::OpenTimeout`] when it has to be rebuilt: remove
-    /// `dir` first. [`IndexError::Io`] when the directory is out of reach or in use.
+    /// `dir` first. [`IndexError::Io`] when the directory is out of reach or claimed by another one of these.
     pub fn open(dir: &Path, cache_bytes: u64, open_timeout: Duration) -> Result<FjallIndex, IndexError> {
         fs::create_dir_all(dir).map_err(|source| IndexError::Io { what: "making the index directory", source })?;
-        let lock = lock(dir)?;
+        let claim = Claim::on(dir).map_err(|source| IndexError::Io { what: "claiming the index directory", source })?;
         guard::refuse_marked(dir)?;
         let opened = open_within(dir, cache_bytes, open_timeout)?;
         Ok(FjallIndex {
@@ -103,7 +102,7 @@ impl FjallIndex {
             open_timeout,
             state: RwLock::new(State::Open(opened)),
             writing: Mutex::new(()),
-            _lock: lock,
+            _claim: claim,
         })
     }
 
@@ -352,17 +351,24 @@ fn has_sound_contents(table: &mut File) -> io::Result<bool> {
     Ok(xxh3_128(&contents) == checksum)
 }
 
-/// Two trees in one directory would destroy each other's files; within a process, too.
-fn lock(dir: &Path) -> Result<File, IndexError> {
-    let open = || {
-        let file = File::options().create(true).truncate(false).write(true).open(dir.join(LOCK_FILE))?;
-        match file.try_lock() {
-            Ok(()) => Ok(file),
-            Err(TryLockError::WouldBlock) => Err(Errno::AGAIN.into()),
-            Err(TryLockError::Error(error)) => Err(error),
-        }
-    };
-    open().map_err(|source| IndexError::Io { what: "locking the index", source })
+/// Two trees in one directory would destroy each other's files. Other processes are kept out by the lock on the data
+/// directory; a lock file here would be inherited by every program that is started meanwhile, and outlive us in it.
+struct Claim(PathBuf);
+
+static CLAIMED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
+impl Claim {
+    fn on(dir: &Path) -> io::Result<Claim> {
+        let dir = fs::canonicalize(dir)?;
+        let is_free = CLAIMED.lock().unwrap_or_else(PoisonError::into_inner).insert(dir.clone());
+        if is_free { Ok(Claim(dir)) } else { Err(Errno::AGAIN.into()) }
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        CLAIMED.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.0);
+    }
 }
 
 /// Whatever is no error of the system is about what the files hold.
