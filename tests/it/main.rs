@@ -26,5 +26,6 @@ mod nip45;
 mod nip62;
 mod nip67;
 mod nip70;
+mod powercut;
 mod real_events;
 mod store_suite;
