@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 use indicatif::ProgressBar;
 
 use super::progress::{self, size};
-use crate::config::Config;
+use crate::config::{Config, IndexEngine};
 use crate::error::Error;
 use crate::protocol::Filter;
 use crate::store::dir::DataDir;
 use crate::store::embedded::{EmbeddedStore, Options};
+use crate::store::index::Engine;
 use crate::store::{PageBudget, Progress, Query, Row, Store, StoreError, Wanted};
 
 /// Bytes of event JSON read in one go; one event may exceed it.
@@ -127,6 +128,7 @@ pub fn opening<T>(config: &Config, open: impl FnOnce(&Options) -> Result<T, Stor
     let bar: Arc<OnceLock<ProgressBar>> = Arc::default();
     let drawn = Arc::clone(&bar);
     let options = Options {
+        engine: engine(config),
         run_entries_max: config.index_run_entries(),
         cache_bytes: config.index_cache_bytes() as u64,
         index_open_timeout: config.storage.index_open_timeout(),
@@ -141,6 +143,13 @@ pub fn opening<T>(config: &Config, open: impl FnOnce(&Options) -> Result<T, Stor
         bar.finish_and_clear();
     }
     opened
+}
+
+fn engine(config: &Config) -> Engine {
+    match config.storage.index {
+        IndexEngine::Sled => Engine::Sled,
+        IndexEngine::Fjall => Engine::Fjall,
+    }
 }
 
 /// The address of the relay that has the store, from what it says of itself.

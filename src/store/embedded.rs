@@ -16,7 +16,7 @@ use super::batch::Batch;
 use super::dir::{DataDir, Generation};
 use super::index::bloom::Bloom;
 use super::index::buffer::BufferedIndex;
-use super::index::{IndexError, Key, Value};
+use super::index::{Engine, IndexError, Key, Value};
 use super::log::Log;
 use super::merge::Source;
 use super::open;
@@ -27,6 +27,8 @@ use super::{Applied, Position, Query, Removal, Scan, Store, StoreError, StoreSta
 /// What the embedded store is told at opening.
 #[derive(Clone)]
 pub struct Options {
+    /// What keeps the index on disk. Another one than before rebuilds it.
+    pub engine: Engine,
     /// Index entries in one sorted run of the write buffer; up to three times as many may be in memory.
     pub run_entries_max: usize,
     /// Bytes of index pages in memory.
@@ -42,6 +44,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Options {
+            engine: Engine::default(),
             run_entries_max: 600_000,
             cache_bytes: 64 << 20,
             index_open_timeout: Duration::from_secs(30),
@@ -54,7 +57,10 @@ impl Default for Options {
 impl std::fmt::Debug for Options {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let mut shown = f.debug_struct("Options");
-        shown.field("run_entries_max", &self.run_entries_max).field("cache_bytes", &self.cache_bytes);
+        shown
+            .field("engine", &self.engine)
+            .field("run_entries_max", &self.run_entries_max)
+            .field("cache_bytes", &self.cache_bytes);
         shown.field("index_open_timeout", &self.index_open_timeout).finish_non_exhaustive()
     }
 }
@@ -394,6 +400,32 @@ mod tests {
         assert_eq!((all(&store), store.stats().events, store.stats().dead_bytes), (before.0, before.1, 0));
         assert_eq!(crate::store::verify::verify(&store, &|_, _| {}).unwrap().problems, [] as [&str; 0]);
         assert_eq!(store.apply(&[secret], 15).unwrap().verdicts, [Verdict::Deleted]);
+    }
+
+    /// Another engine builds the index again, says why, and answers alike; the same one goes on with what is there.
+    #[test]
+    fn a_changed_engine_rebuilds_the_index() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = |engine| {
+            let options = Options { engine, ..Options::default() };
+            EmbeddedStore::open(folder.path(), &options).unwrap()
+        };
+        let replaced = sign(1, 0, 10, &[], "old profile");
+        let profile = sign(1, 0, 11, &[], "new profile");
+        let store = open(Engine::Sled);
+        store.apply(&[replaced, profile, sign(2, 1, 12, &[&["t", "x"]], "note")], 15).unwrap();
+        store.close(Instant::now() + Duration::from_secs(60)).unwrap();
+        drop(store);
+        for (engine, rebuilt) in
+            [(Engine::Sled, false), (Engine::Fjall, true), (Engine::Fjall, false), (Engine::Sled, true)]
+        {
+            let store = open(engine);
+            let reason = store.open_report().rebuilt.clone();
+            assert_eq!(reason.is_some_and(|why| why.contains("sled") && why.contains("fjall")), rebuilt);
+            assert_eq!((contents(&store), store.stats().events), (vec!["note".into(), "new profile".into()], 2));
+            assert_eq!(crate::store::verify::verify(&store, &|_, _| {}).unwrap().problems, [] as [&str; 0]);
+            store.close(Instant::now() + Duration::from_secs(60)).unwrap();
+        }
     }
 
     /// A version that was replaced stays replaced when the one that replaced it was deleted and erased (rebuild).

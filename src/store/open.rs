@@ -14,8 +14,7 @@ use super::embedded::{Files, Options, WriterState};
 use super::fault;
 use super::index::bloom::Bloom;
 use super::index::buffer::BufferedIndex;
-use super::index::sled::SledIndex;
-use super::index::{Index, IndexError, Key};
+use super::index::{Engine, Index, IndexError, Key};
 use super::log::{Erasure, HEADER_LEN, Log, Step, io_at};
 use super::record::Record;
 use super::replay::Replay;
@@ -49,9 +48,16 @@ pub(super) struct Opened {
 #[derive(bincode::Encode, bincode::Decode, Clone, Copy, Debug, PartialEq, Eq)]
 struct IndexMeta {
     schema_version: u32,
+    engine: Engine,
     log_id: [u8; 16],
     /// The index holds everything that lies before this byte of the log.
     indexed_up_to: u64,
+}
+
+impl IndexMeta {
+    fn new(log: &Log, engine: Engine, indexed_up_to: u64) -> Self {
+        IndexMeta { schema_version: SCHEMA_VERSION, engine, log_id: log.id(), indexed_up_to }
+    }
 }
 
 /// Opens the current generation.
@@ -137,7 +143,7 @@ fn first_generation(dir: &DataDir) -> Result<Generation, StoreError> {
     Ok(generation)
 }
 
-type Usable = Result<(SledIndex, IndexMeta), String>;
+type Usable = Result<(Arc<dyn Index>, IndexMeta), String>;
 
 /// The index on disk, or why it cannot be used.
 fn usable_index(generation: &Generation, log: &Log, options: &Options) -> Result<Usable, StoreError> {
@@ -154,6 +160,9 @@ fn usable_index(generation: &Generation, log: &Log, options: &Options) -> Result
     if meta.schema_version < SCHEMA_VERSION {
         return Ok(Err(format!("it has schema {}, and this sledge uses {SCHEMA_VERSION}", meta.schema_version)));
     }
+    if meta.engine != options.engine {
+        return Ok(Err(format!("it is kept by {}, and the settings ask for {}", meta.engine, options.engine)));
+    }
     if meta.log_id != log.id() {
         return Ok(Err("it belongs to another log".to_owned()));
     }
@@ -161,7 +170,7 @@ fn usable_index(generation: &Generation, log: &Log, options: &Options) -> Result
         return Ok(Err("it reaches further than the log".to_owned()));
     }
     match open_engine(generation, options) {
-        Ok(engine) if meta.indexed_up_to > HEADER_LEN && !has_counters(&engine) => {
+        Ok(engine) if meta.indexed_up_to > HEADER_LEN && !has_counters(&*engine) => {
             Ok(Err("its files are gone, or empty".to_owned()))
         }
         Ok(engine) => Ok(Ok((engine, meta))),
@@ -171,31 +180,36 @@ fn usable_index(generation: &Generation, log: &Log, options: &Options) -> Result
 }
 
 /// Whether an index was ever written to: the counters are in the first run.
-fn has_counters(engine: &SledIndex) -> bool {
+fn has_counters(engine: &dyn Index) -> bool {
     matches!(engine.get(&schema::counter(schema::Counter::CountedUpTo)), Ok(Some(_)))
 }
 
-fn fresh_index(generation: &Generation, log: &Log, options: &Options) -> Result<(SledIndex, IndexMeta), StoreError> {
+fn fresh_index(
+    generation: &Generation,
+    log: &Log,
+    options: &Options,
+) -> Result<(Arc<dyn Index>, IndexMeta), StoreError> {
     generation.remove_index()?;
-    let meta = IndexMeta { schema_version: SCHEMA_VERSION, log_id: log.id(), indexed_up_to: HEADER_LEN };
+    let meta = IndexMeta::new(log, options.engine, HEADER_LEN);
     Ok((open_engine(generation, options)?, meta))
 }
 
-fn open_engine(generation: &Generation, options: &Options) -> Result<SledIndex, IndexError> {
-    SledIndex::open(&generation.index(), options.cache_bytes, options.index_open_timeout)
+fn open_engine(generation: &Generation, options: &Options) -> Result<Arc<dyn Index>, IndexError> {
+    options.engine.open(&generation.index(), options.cache_bytes, options.index_open_timeout)
 }
 
 /// Puts the write buffer in front of the engine; after each run it notes how far the index reaches.
 fn buffered(
-    engine: SledIndex,
+    engine: Arc<dyn Index>,
     generation: &Generation,
     log: &Log,
     bloom: &Arc<Bloom>,
     options: &Options,
 ) -> Result<BufferedIndex, StoreError> {
-    let (generation, bloom, log_id) = (generation.clone(), Arc::clone(bloom), log.id());
+    let (generation, bloom) = (generation.clone(), Arc::clone(bloom));
+    let meta = IndexMeta::new(log, options.engine, HEADER_LEN);
     let on_merged = move |indexed_up_to: u64| {
-        let meta = IndexMeta { schema_version: SCHEMA_VERSION, log_id, indexed_up_to };
+        let meta = IndexMeta { indexed_up_to, ..meta };
         let save = || {
             save_bloom(&generation, &bloom, meta)?;
             fault::point("meta.bloom_saved");
@@ -205,7 +219,7 @@ fn buffered(
         };
         save().map_err(|error: StoreError| std::io::Error::other(error.to_string()))
     };
-    Ok(BufferedIndex::new(Arc::new(engine), options.run_entries_max, Box::new(on_merged))?)
+    Ok(BufferedIndex::new(engine, options.run_entries_max, Box::new(on_merged))?)
 }
 
 /// Brings the index up to the log and cuts a torn write off its end.

@@ -7,13 +7,15 @@ use std::thread;
 use sledge::protocol::supersede::Verdict;
 use sledge::protocol::{Event, Filter, Verified};
 use sledge::store::compact::{Pace, compact};
+use sledge::store::embedded::{EmbeddedStore, Options};
+use sledge::store::index::Engine;
 use sledge::store::memory::MemoryStore;
 use sledge::store::verify::verify;
 use sledge::store::{Position, Progress, Query, Removal, Store, Wanted};
 use tempfile::TempDir;
 
 use crate::support::stores::{all, assert_rows, budget, count, newest, query, read, row_ids};
-use crate::support::stores::{in_order, open_store};
+use crate::support::stores::{in_order, once_free, open_store, options};
 use crate::support::{Keys, NOW, ids, verified};
 
 type Make<'m> = &'m dyn Fn() -> Arc<dyn Store>;
@@ -53,12 +55,22 @@ fn the_memory_store_conforms() {
 }
 
 #[test]
-fn the_embedded_store_conforms() {
+fn the_embedded_store_conforms_on_sled() {
+    the_embedded_store_conforms(Engine::Sled);
+}
+
+#[test]
+fn the_embedded_store_conforms_on_fjall() {
+    the_embedded_store_conforms(Engine::Fjall);
+}
+
+fn the_embedded_store_conforms(engine: Engine) {
+    let options = Options { engine, ..options() };
     let home = TempDir::new().unwrap();
     let made = AtomicU32::new(0);
     run_all(&|| {
         let dir = home.path().join(made.fetch_add(1, Ordering::Relaxed).to_string());
-        Arc::new(open_store(&dir))
+        Arc::new(once_free(|| EmbeddedStore::open(&dir, &options)))
     });
 }
 
