@@ -26,14 +26,11 @@ pub fn run(config: &Config, out: &mut impl Write) -> Result<ExitCode, Error> {
     let report = store::with_existing(config, |opened| {
         super::say(&format!("compacting needs about {} of free disk space", size(bytes_needed(opened))));
         let bar = progress::bytes("compacting", None);
-        let pace = Pace {
-            share: 1.0,
-            progress: &|done, total| {
-                bar.set_length(total);
-                bar.set_position(done);
-            },
+        let progress = |done, total| {
+            bar.set_length(total);
+            bar.set_position(done);
         };
-        compact(opened, &pace).map_err(|error| store::failed(config, error))
+        compact(opened, &Pace::flat_out(&progress)).map_err(|error| store::failed(config, error))
     })?;
     super::print(out, &summary(&report))?;
     Ok(ExitCode::SUCCESS)

@@ -27,6 +27,8 @@ const REST_BYTES_MAX: u64 = 1 << 20;
 const ROUNDS_MAX: u32 = 20;
 /// Bytes of the new log that are written at a time, and after which a pace is kept.
 const STRIDE_BYTES: usize = 1 << 20;
+/// Longest rest between two strides.
+const REST_MAX: Duration = Duration::from_secs(1);
 
 /// How hard compaction works.
 pub struct Pace<'p> {
@@ -34,6 +36,21 @@ pub struct Pace<'p> {
     pub share: f64,
     /// Told how far it has come: bytes of the old log done, and in all.
     pub progress: &'p dyn Fn(u64, u64),
+    /// Rests for so long, which may be no time; false: give up.
+    pub rest: &'p dyn Fn(Duration) -> bool,
+}
+
+impl<'p> Pace<'p> {
+    /// Works without a rest, to the end.
+    pub fn flat_out(progress: &'p dyn Fn(u64, u64)) -> Self {
+        Pace { share: 1.0, progress, rest: &|_| true }
+    }
+
+    /// Rests after a stretch of work; so long that the share is kept, and at most [`REST_MAX`].
+    fn rest_after(&self, worked: Duration) -> Result<(), StoreError> {
+        let rest = worked.mul_f64(1.0 / self.share.clamp(0.01, 1.0) - 1.0).min(REST_MAX);
+        if (self.rest)(rest) { Ok(()) } else { Err(StoreError::Stopped) }
+    }
 }
 
 /// What compaction came to.
@@ -57,7 +74,8 @@ pub fn bytes_needed(store: &EmbeddedStore) -> u64 {
 ///
 /// # Errors
 /// [`StoreError::Damaged`] when the log has damage, which compaction would make final; [`StoreError::NoRoom`] when the
-/// disk cannot hold the new generation; I/O errors. The old generation stays current then.
+/// disk cannot hold the new generation; [`StoreError::InUse`] when it runs already; [`StoreError::Stopped`] when the pace
+/// says so; I/O errors. The old generation stays current then.
 pub fn compact(store: &EmbeddedStore, pace: &Pace<'_>) -> Result<CompactReport, StoreError> {
     let _only_one = match store.compacting.try_lock() {
         Err(TryLockError::WouldBlock) => return Err(StoreError::InUse("compaction is under way already".to_owned())),
@@ -120,7 +138,11 @@ impl<'c> Copy<'c> {
         }
         self.write_pending()?;
         self.replay.flush()?;
-        self.new.index.merge_now(&|| false)?;
+        if !self.new.index.merge_now(&|| !(self.pace.rest)(Duration::ZERO))? {
+            return Err(StoreError::Stopped);
+        }
+        // The last moment to give up: from here on the writer waits.
+        self.pace.rest_after(Duration::ZERO)?;
         fault::point("compact.caught_up");
         let (state, _) = store.writer_and_files();
         self.copy(self.old.log.end(), |_, _, _| Ok(true))?;
@@ -225,10 +247,7 @@ impl<'c> Copy<'c> {
         }
         self.write_pending()?;
         (self.pace.progress)(done, self.old.log.end());
-        let worked = self.stride_began.elapsed();
-        if self.pace.share < 1.0 {
-            std::thread::sleep(worked.mul_f64(1.0 / self.pace.share.max(0.01) - 1.0).min(Duration::from_secs(1)));
-        }
+        self.pace.rest_after(self.stride_began.elapsed())?;
         self.stride_began = Instant::now();
         Ok(())
     }

@@ -22,6 +22,8 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
+use compact::{CompactReport, Pace};
+
 use crate::protocol::supersede::Verdict;
 use crate::protocol::{Event, EventId, Filter, Verified};
 
@@ -166,7 +168,10 @@ pub enum StoreError {
     /// A write failed in a way that leaves the disk's state unknown; writing stops until the next start, reading goes on.
     #[error("writing stopped after a disk error ({0}); restart the relay once the disk is well")]
     Poisoned(String),
-    /// Another process has the data directory.
+    /// It was asked to stop before it was done; nothing has changed.
+    #[error("it was stopped before it was done; nothing has changed")]
+    Stopped,
+    /// Another process has the data directory, or the operation runs already.
     #[error("{0}")]
     InUse(String),
     /// Something on disk is not what it should be.
@@ -215,6 +220,15 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// When the index cannot be read.
     fn scan(&self, query: Query) -> Result<Box<dyn Scan>, StoreError>;
+
+    /// Frees what removed events take on the disk, beside reads and writes; `None` where there is nothing to do that
+    /// for. Takes long: for a thread of its own.
+    ///
+    /// # Errors
+    /// Nothing has changed then; see [`compact::compact`].
+    fn compact(&self, _pace: &Pace<'_>) -> Result<Option<CompactReport>, StoreError> {
+        Ok(None)
+    }
 
     /// Figures for `status` and logs.
     fn stats(&self) -> StoreStats;
