@@ -173,6 +173,8 @@ pub struct Storage {
     pub compact_dead_mb_min: u64,
     /// Share of the time in which compaction beside a serving relay works rather than rests.
     pub compact_share: f64,
+    /// Whether compaction compresses what it keeps.
+    pub compress: bool,
 }
 
 impl Default for Config {

@@ -82,6 +82,10 @@ impl ImportArgs {
 pub fn run(args: &ImportArgs, config: &Arc<Config>, out: &mut impl Write) -> Result<ExitCode, Error> {
     let (input, bytes) = args.open()?;
     let access = store::open_or_reach(config)?;
+    if let Access::Own(opened) = &access {
+        // Only makes the message better that others get meanwhile.
+        let _ = opened.describe_owner(&format!("sledge import (process {})", std::process::id()));
+    }
     let started = Instant::now();
     let bar = progress::bytes("importing", bytes);
     let line_bytes_max = config.limits.frame_bytes_max.saturating_mul(JSON_BYTES_A_BYTE);
@@ -130,15 +134,8 @@ fn import(lines: Lines, access: Access, config: &Arc<Config>, report: &mut Repor
     let interrupt = Interrupt::watch()?;
     match access {
         Access::Own(opened) => {
-            // Only makes the message better that others get meanwhile.
-            let _ = opened.describe_owner(&format!("sledge import (process {})", std::process::id()));
             let import = own::Import { config, store: opened.clone(), clock: Clock::system(), interrupt };
-            let mut ended = Ok(Ended::Whole);
-            store::with_open(config, &opened, |_| {
-                ended = import.run(lines, report);
-                Ok(())
-            })?;
-            ended
+            store::with_open(config, &opened, |_| import.run(lines, report))
         }
         Access::Relay(url) => {
             super::say(&format!("the relay on {url} has the store; the events go to it"));

@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::{SinkExt, StreamExt};
 use serde_json::Value;
 use tokio::net::TcpStream;
-use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
 use super::filter::Asked;
@@ -16,6 +16,8 @@ use crate::protocol::{Event, EventId, SubscriptionId, message};
 
 /// How long the relay may be silent while it owes an answer.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(60);
+
+const SILENT: &str = "does not answer; if it hangs, stop it and run this again";
 
 /// A connection to the relay.
 pub struct Link {
@@ -30,8 +32,9 @@ impl Link {
     /// [`Error::Failed`], naming the relay.
     pub async fn connect(url: &str) -> Result<Link, Error> {
         let connecting = tokio::time::timeout(ANSWER_TIME_MAX, tokio_tungstenite::connect_async(url)).await;
-        let connected = connecting.map_err(|_| failed(url, "does not answer"))?;
-        let (socket, _) = connected.map_err(|error| failed(url, &format!("cannot be reached: {error}")))?;
+        let connected = connecting.map_err(|_| failed(url, SILENT))?;
+        let (socket, _) = connected
+            .map_err(|error| failed(url, &format!("cannot be reached: {error}; stop it and run this again")))?;
         Ok(Link { socket, url: url.to_owned() })
     }
 
@@ -41,7 +44,7 @@ impl Link {
     /// As [`Link::next`].
     pub async fn feed(&mut self, json: String) -> Result<(), Error> {
         let fed = self.socket.feed(Message::text(json)).await;
-        fed.map_err(|error| failed(&self.url, &format!("went away: {error}")))
+        fed.map_err(|error| failed(&self.url, &gone(&error)))
     }
 
     /// Sends what is queued.
@@ -49,7 +52,7 @@ impl Link {
     /// # Errors
     /// As [`Link::next`].
     pub async fn flush(&mut self) -> Result<(), Error> {
-        self.socket.flush().await.map_err(|error| failed(&self.url, &format!("went away: {error}")))
+        self.socket.flush().await.map_err(|error| failed(&self.url, &gone(&error)))
     }
 
     /// The next message: however long it takes, or soon enough where one is `due`. Can be cancelled without losing one.
@@ -61,16 +64,18 @@ impl Link {
             return self.receive().await;
         }
         let waiting = tokio::time::timeout(ANSWER_TIME_MAX, self.receive()).await;
-        waiting.unwrap_or_else(|_| Err(failed(&self.url, "does not answer")))
+        waiting.unwrap_or_else(|_| Err(failed(&self.url, SILENT)))
     }
 
     async fn receive(&mut self) -> Result<String, Error> {
         loop {
             match self.socket.next().await {
                 Some(Ok(Message::Text(text))) => return Ok(text.as_str().to_owned()),
-                Some(Ok(Message::Close(_))) | None => return Err(failed(&self.url, "closed the connection")),
+                Some(Ok(Message::Close(_))) | None => {
+                    return Err(failed(&self.url, "closed the connection; run this again"));
+                }
                 Some(Ok(_)) => {}
-                Some(Err(error)) => return Err(failed(&self.url, &format!("went away: {error}"))),
+                Some(Err(error)) => return Err(failed(&self.url, &gone(&error))),
             }
         }
     }
@@ -85,7 +90,15 @@ impl Link {
 
 /// What went wrong with which relay.
 pub fn failed(url: &str, what: &str) -> Error {
-    Error::Failed(format!("the relay on {url} {what}; stop it to have this command read the store itself"))
+    Error::Failed(format!("the relay on {url} {what}"))
+}
+
+fn refused(url: &str, reason: &str) -> Error {
+    failed(url, &format!("refused: {reason}; its limits do not hold once it is stopped"))
+}
+
+fn gone(error: &tungstenite::Error) -> String {
+    format!("went away: {error}; run this again")
 }
 
 /// Runs a conversation to its end.
@@ -147,7 +160,7 @@ pub fn count(url: &str, asked: &[Asked]) -> Result<u64, Error> {
                     }
                     return Ok(count);
                 }
-                Answer::Closed(reason) => return Err(failed(url, &format!("refused: {reason}"))),
+                Answer::Closed(reason) => return Err(refused(url, &reason)),
                 _ => {}
             }
         }
@@ -229,7 +242,7 @@ impl Pages {
             match read(&link.next(true).await?, id) {
                 Answer::Event(json) => rows.push(sent(json).ok_or_else(|| failed(&link.url, "sent no event"))?),
                 Answer::Eose(hint) => break hint,
-                Answer::Closed(reason) => return Err(failed(&link.url, &format!("refused: {reason}"))),
+                Answer::Closed(reason) => return Err(refused(&link.url, &reason)),
                 Answer::Count(..) | Answer::Other => {}
             }
         };
@@ -252,7 +265,7 @@ impl Pages {
         match (hint, oldest) {
             (Some("more"), Some(oldest)) if oldest > 0 => self.until = Some(oldest - 1),
             (Some("more"), Some(_)) => self.finished = true,
-            _ => return Err("cannot give the rest: too many events share one second"),
+            _ => return Err("cannot give the rest: too many events share one second; stop it, and all can be read"),
         }
         Ok(())
     }
@@ -280,7 +293,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
-    use crate::cli::filter;
+    use crate::cli::{filter, testing};
     use crate::protocol::message::EoseHint;
 
     fn rows(dates: &[u64]) -> Vec<Sent> {
@@ -352,5 +365,44 @@ mod tests {
         let mut questions = [pick(&[1, 2, 4]), pick(&[0, 1, 3, 4]), pick(&[])];
         let merged: Vec<Sent> = std::iter::from_fn(|| take_next(&mut questions)).collect();
         assert_eq!(merged, all);
+    }
+
+    /// A relay that gives three events an answer is asked until everything is there: as from the store itself.
+    #[test]
+    fn a_relay_is_asked_until_everything_is_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let notes: Vec<_> =
+            (0..20).map(|n| testing::event(1 + n % 2, 100 + u64::from(n / 3), &[], &n.to_string())).collect();
+        let mut config = testing::store_with(folder.path(), notes.clone());
+        (config.limits.limit_max, config.limits.limit_default) = (3, 2);
+        let relay = testing::Relay::start(config);
+        let mut expected: Vec<(u64, String)> =
+            notes.iter().map(|note| (note.created_at, testing::json(note))).collect();
+        expected.sort_by(|a, b| b.0.cmp(&a.0).then(a.1.cmp(&b.1)));
+        let expected: Vec<String> = expected.into_iter().map(|(_, json)| json).collect();
+        let ask = |filters: &[&str]| {
+            let asked = filters.iter().map(|text| filter::read(text).unwrap()).collect();
+            let mut found = Vec::new();
+            query(&relay.url, asked, |json| {
+                found.push(json.to_owned());
+                Ok(())
+            })
+            .unwrap();
+            found
+        };
+        assert_eq!(ask(&["{}"]), expected);
+        assert_eq!(ask(&[r#"{"kinds":[2]}"#, r#"{"kinds":[1]}"#, "{}"]), expected);
+        assert_eq!(ask(&[r#"{"limit":8}"#]), expected[..8]);
+        assert_eq!(ask(&[r#"{"limit":2}"#]), expected[..2]);
+        assert_eq!(ask(&[r#"{"limit":4}"#, r#"{"since":106}"#, r#"{"kinds":[]}"#]), expected[..4]);
+        assert_eq!(ask(&[r#"{"kinds":[7]}"#]), expected[..0]);
+        assert_eq!(count(&relay.url, &[filter::read(r#"{"kinds":[1],"limit":1}"#).unwrap()]).unwrap(), 10);
+    }
+
+    /// An address where nobody listens is named.
+    #[test]
+    fn an_unreachable_relay_is_named() {
+        let error = count("ws://127.0.0.1:1", &[]).unwrap_err();
+        assert!(error.to_string().contains("relay on ws://127.0.0.1:1 cannot be reached"), "{error}");
     }
 }

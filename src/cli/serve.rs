@@ -10,7 +10,6 @@ use clap::Args;
 use rustix::process::{Resource, getrlimit, setrlimit};
 
 use super::interrupt::Interrupt;
-use super::progress::number;
 use super::store;
 use crate::config::Config;
 use crate::error::Error;
@@ -110,9 +109,8 @@ fn announce(addr: SocketAddr) {
 }
 
 fn log_opening(opened: &EmbeddedStore) {
-    let (stats, report) = (opened.stats(), opened.open_report());
-    let events = number(stats.events);
-    tracing::info!(path = %opened.path().display(), events, replayed = report.replayed, "the store is open");
+    let (path, events, replayed) = (opened.path(), opened.stats().events, opened.open_report().replayed);
+    tracing::info!(path = %path.display(), events, replayed, "the store is open");
 }
 
 /// Raises the soft limit on open files as far as needed and allowed; says so where connections will be refused.

@@ -51,7 +51,7 @@ pub fn run(args: &StatusArgs, config: &Config, out: &mut impl Write) -> Result<E
     let path = config.store_dir().display().to_string();
     let text = match store::open_or_reach(config)? {
         Access::Own(opened) => {
-            let stats = store::with_open(config, &opened, |opened| Ok(opened.stats()))?;
+            let stats = store::with_open(config, &opened, |opened| Ok::<_, Error>(opened.stats()))?;
             let status = Status { path, stats, log_format: log::FORMAT_VERSION, index_schema: schema::SCHEMA_VERSION };
             if args.json { json(&status) } else { status.for_people() }
         }

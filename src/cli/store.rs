@@ -73,14 +73,16 @@ pub fn with_existing<T>(
 ///
 /// # Errors
 /// Those of `work`, else those of closing.
-pub fn with_open<T>(
+pub fn with_open<T, E: From<Error>>(
     config: &Config,
     store: &Arc<EmbeddedStore>,
-    work: impl FnOnce(&Arc<EmbeddedStore>) -> Result<T, Error>,
-) -> Result<T, Error> {
+    work: impl FnOnce(&Arc<EmbeddedStore>) -> Result<T, E>,
+) -> Result<T, E> {
     let result = work(store);
-    let closed = store.close(Instant::now() + CLOSE_TIME_MAX).map_err(|error| failed(config, error));
-    result.and_then(|value| closed.map(|()| value))
+    let closed = store.close(Instant::now() + CLOSE_TIME_MAX);
+    let value = result?;
+    closed.map_err(|error| failed(config, error))?;
+    Ok(value)
 }
 
 /// Refuses a directory that holds no store: whoever reads or deletes means one that is there, and a misspelt `--store`
@@ -117,6 +119,7 @@ fn open(config: &Config) -> Result<Arc<EmbeddedStore>, StoreError> {
         run_entries_max: config.index_run_entries(),
         cache_bytes: config.index_cache_bytes() as u64,
         index_open_timeout: config.storage.index_open_timeout(),
+        compress: config.storage.compress,
         progress: Arc::new(move |done, total| {
             drawn.get_or_init(|| progress::bytes("reading the event log", Some(total))).set_position(done);
         }),

@@ -2,14 +2,19 @@
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use secp256k1::{Keypair, SecretKey};
+use tokio::runtime::Runtime;
 
 use super::store;
 use crate::config::Config;
 use crate::protocol::{Event, EventId, Filter, Kind, PublicKey, Signature, Tags, Verified, verify};
+use crate::relay::Clock;
+use crate::server::Server;
 use crate::store::Store;
+use crate::store::embedded::EmbeddedStore;
 
 /// A signed event by an author who is always the same.
 pub fn event(kind: u16, created_at: u64, tags: &[[&str; 2]], content: &str) -> Verified<Event> {
@@ -64,4 +69,34 @@ pub fn dates(config: &Config) -> Vec<u64> {
     })
     .unwrap();
     dates
+}
+
+/// A relay on a store of its own, until dropped.
+pub struct Relay {
+    /// Where it listens.
+    pub url: String,
+    /// What it has.
+    pub store: Arc<EmbeddedStore>,
+    runtime: Runtime,
+    server: Option<Server>,
+}
+
+impl Relay {
+    /// Starts one on these settings and a free port.
+    pub fn start(mut config: Config) -> Relay {
+        config.listen = "127.0.0.1:0".parse().unwrap();
+        let store = store::open_or_create(&config).unwrap();
+        let runtime = Runtime::new().unwrap();
+        let shared: Arc<dyn Store> = store.clone();
+        let server = runtime.block_on(Server::start(Arc::new(config), shared, Clock::system())).unwrap();
+        Relay { url: format!("ws://{}", server.addr()), store, runtime, server: Some(server) }
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        if let Some(server) = self.server.take() {
+            self.runtime.block_on(server.stop()).unwrap();
+        }
+    }
 }

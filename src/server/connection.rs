@@ -31,7 +31,7 @@ use crate::relay::query::Job;
 use crate::relay::writer::Submission;
 
 /// Bytes read from the socket in one go. Allocated for every connection; larger messages grow it for their duration.
-const READ_BUFFER_BYTES: usize = 4 * 1024;
+const READ_BUFFER_BYTES: usize = 2 * 1024;
 
 /// Bytes of messages that are framed before they are written.
 const WRITE_BATCH_BYTES: usize = 64 * 1024;
@@ -52,6 +52,8 @@ pub struct Connection {
     /// Rests of queries whose pages are being written.
     resting: Vec<Job>,
     stopping: bool,
+    /// Whether the socket did not take all that was to be written.
+    blocked: bool,
     /// Which side is looked at first; they take turns.
     socket_first: bool,
 }
@@ -79,7 +81,7 @@ enum End {
 
 impl Connection {
     /// A connection on a socket that has shaken hands; `read` is what the client sent after that.
-    pub async fn new(relay: Arc<Relay>, outbox: Arc<Outbox>, socket: TcpStream, read: &Bytes) -> Connection {
+    pub async fn new(relay: Arc<Relay>, outbox: Arc<Outbox>, socket: TcpStream, read: Bytes) -> Connection {
         let limits = &relay.config().limits;
         let settings = WebSocketConfig::default()
             .read_buffer_size(READ_BUFFER_BYTES)
@@ -90,7 +92,7 @@ impl Connection {
         let timer = Box::pin(tokio::time::sleep_until(idle.next()));
         let peer = Peer::new(relay.config().clone());
         let wire = Wire::new(socket);
-        let socket = WebSocketStream::from_partially_read(wire, read.to_vec(), Role::Server, Some(settings)).await;
+        let socket = WebSocketStream::from_partially_read(wire, read.into(), Role::Server, Some(settings)).await;
         Connection {
             relay,
             outbox,
@@ -101,12 +103,13 @@ impl Connection {
             submission: None,
             resting: Vec::new(),
             stopping: false,
+            blocked: false,
             socket_first: true,
         }
     }
 
     /// Serves the client until one side ends it.
-    pub async fn run(mut self) {
+    pub async fn run(&mut self) {
         let end = loop {
             let step = std::future::poll_fn(|cx| self.poll_step(cx)).await;
             if let Err(end) = self.step(step) {
@@ -117,7 +120,7 @@ impl Connection {
         self.end(end).await;
     }
 
-    async fn end(mut self, end: End) {
+    async fn end(&mut self, end: End) {
         tracing::debug!(connection = self.outbox.connection, ?end, "connection ends");
         self.release();
         if let End::ByRelay(code, reason) = end {
@@ -161,13 +164,15 @@ impl Connection {
     }
 
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let drained = self.socket.get_mut().poll_drain(cx)?;
-        drained.map(|wrote| {
-            if wrote {
-                self.idle.seen(Instant::now());
-            }
-            Ok(())
-        })
+        let wire = self.socket.get_mut();
+        let waiting = wire.frames.unwritten().len();
+        let drained = wire.poll_drain(cx);
+        // A slow reader that goes on taking is alive. What the system merely buffers says nothing about the client.
+        if self.blocked && wire.frames.unwritten().len() < waiting {
+            self.idle.seen(Instant::now());
+        }
+        self.blocked = drained.is_pending();
+        drained
     }
 
     fn poll_socket(&mut self, cx: &mut Context<'_>, writable: bool) -> Poll<Step> {

@@ -30,7 +30,7 @@ impl Idle {
         Idle { ping_after, end_after, seen: now, pinged: false }
     }
 
-    /// The client sent or took something.
+    /// The client gave a sign of life.
     pub fn seen(&mut self, now: Instant) {
         self.seen = now;
         self.pinged = false;

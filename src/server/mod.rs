@@ -153,8 +153,9 @@ async fn serve(
         outbox.stop();
     }
     drop(stopping);
-    Connection::new(shared.relay.clone(), outbox, shaken.socket, &shaken.read).await.run().await;
-    drop((place, shaken.forwarded));
+    let _places = (place, shaken.forwarded);
+    let mut connection = Connection::new(shared.relay.clone(), outbox, shaken.socket, shaken.read).await;
+    connection.run().await;
 }
 
 impl Shared {

@@ -183,6 +183,66 @@ async fn a_reader_that_takes_nothing_is_closed() {
     server.stop().await.unwrap();
 }
 
+/// Subscribers that come while events are published at full speed get each event once, stored or live (T26).
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn t26_no_gap_and_no_repeat_under_load() {
+    const EVENTS: u64 = 300;
+    let server = server(|config| config.storage.batch_events_max = 7).await;
+    let mut publisher = Client::connect(&server).await;
+    let mut readers = tokio::task::JoinSet::new();
+    for number in 0..EVENTS {
+        publisher.0.feed(Message::text(publish(&note(number)))).await.unwrap();
+        if number % 10 == 0 {
+            publisher.0.flush().await.unwrap();
+            let mut reader = Client::connect(&server).await;
+            readers.spawn(async move {
+                reader.send(r#"["REQ","r",{"kinds":[1],"limit":500},{"limit":500}]"#).await;
+                let mut seen = std::collections::HashSet::new();
+                loop {
+                    let text = reader.next().await;
+                    if text.starts_with("[\"COUNT\"") {
+                        return assert_eq!(seen.len(), EVENTS as usize);
+                    }
+                    assert!(text.starts_with("[\"EOSE\"") || seen.insert(text), "an event came twice");
+                    if seen.len() == EVENTS as usize {
+                        // A repeat that is still to come comes before the answer to this.
+                        reader.send("[\"COUNT\",\"c\",{}]").await;
+                    }
+                }
+            });
+        }
+    }
+    publisher.0.flush().await.unwrap();
+    while let Some(read) = readers.join_next().await {
+        read.unwrap();
+    }
+    server.stop().await.unwrap();
+}
+
+/// A client that never finishes its request, and one that never answers a ping, are closed.
+#[tokio::test]
+async fn silent_clients_are_closed() {
+    let server = server(|config| {
+        config.limits.handshake_timeout_ms = 50;
+        config.limits.idle_ping_secs = 0;
+        config.limits.idle_timeout_secs = 1;
+    })
+    .await;
+    let mut half = TcpStream::connect(server.addr()).await.unwrap();
+    half.write_all(b"GET / HTTP/1.1\r\nHost: ").await.unwrap();
+    assert_eq!(half.read_to_end(&mut Vec::new()).await.unwrap(), 0);
+    let mut mute = TcpStream::connect(server.addr()).await.unwrap();
+    let upgrade = "GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+                   Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    mute.write_all(upgrade.as_bytes()).await.unwrap();
+    let mut all = Vec::new();
+    mute.read_to_end(&mut all).await.unwrap();
+    let frames = all.split_off(all.windows(4).position(|end| end == b"\r\n\r\n").unwrap() + 4);
+    assert_eq!(frames[..2], [0x89, 0], "one ping");
+    assert_eq!((frames[2], &frames[4..6]), (0x88, &1008u16.to_be_bytes()[..]), "then the end");
+    server.stop().await.unwrap();
+}
+
 async fn http(server: &Server, head: &str) -> String {
     let mut socket = TcpStream::connect(server.addr()).await.unwrap();
     socket.write_all(format!("{head}\r\nHost: relay.test\r\n\r\n").as_bytes()).await.unwrap();

@@ -15,6 +15,9 @@ use super::frames::Frames;
 /// Bytes thrown away at most while a closed connection's client finishes what it was sending.
 const LINGER_BYTES_MAX: usize = 16 * 1024 * 1024;
 
+/// Bytes thrown away in one go.
+const LINGER_READ_BYTES: usize = 4 * 1024;
+
 /// A socket with the frames that wait for it.
 #[derive(Debug)]
 pub struct Wire {
@@ -29,18 +32,16 @@ impl Wire {
         Wire { socket, frames: Frames::default() }
     }
 
-    /// Writes what waits. Ready when all is written, with whether there was anything.
-    pub fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
-        let mut wrote = false;
+    /// Writes what waits. Ready when all is written.
+    pub fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.frames.unwritten().is_empty() {
             let len = ready!(Pin::new(&mut self.socket).poll_write(cx, self.frames.unwritten()))?;
             if len == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             self.frames.advance(len);
-            wrote = true;
         }
-        Poll::Ready(Ok(wrote))
+        Poll::Ready(Ok(()))
     }
 
     /// Writes what waits, ends the sending side, and reads on until the client has ended its side. A socket that
@@ -48,7 +49,7 @@ impl Wire {
     pub async fn finish(&mut self) -> io::Result<()> {
         std::future::poll_fn(|cx| self.poll_drain(cx)).await?;
         self.socket.shutdown().await?;
-        let mut scratch = [0; 1024];
+        let mut scratch = vec![0; LINGER_READ_BYTES];
         let mut left = LINGER_BYTES_MAX;
         while left > 0 {
             let len = self.socket.read(&mut scratch).await?;

@@ -71,7 +71,7 @@ impl<'s> Batch<'s> {
     /// Takes out whatever lies at a place; false when it is gone already.
     pub(super) fn take_out(&mut self, place: Place, by: Option<EventId>, why: Removal) -> Result<bool, StoreError> {
         let bytes = self.record_bytes(place)?;
-        let (Record::Put(event), len) = decoded(&bytes)? else { return Ok(false) };
+        let (Record::Put(event), len) = self.decoded(&bytes)? else { return Ok(false) };
         let keys: Vec<Key> =
             schema::entries(&event, Place::new(place.offset, len)).into_iter().map(|(key, _)| key).collect();
         let before = self.records.len();
@@ -180,7 +180,7 @@ impl<'s> Batch<'s> {
             return Ok(None);
         };
         let bytes = self.record_bytes(place)?;
-        match decoded(&bytes)? {
+        match self.decoded(&bytes)? {
             (Record::Put(event), _) if event.address().as_ref() == Some(address) => Ok(Some((event.version(), place))),
             _ => Ok(None),
         }
@@ -198,7 +198,7 @@ impl<'s> Batch<'s> {
         let start = self.records.len();
         record::push_put(&mut self.records, event);
         let place = Place::new(offset, (self.records.len() - start) as u32);
-        let (Record::Put(stored), _) = decoded(&self.records[start..])? else {
+        let (Record::Put(stored), _) = self.decoded(&self.records[start..])? else {
             return Err(StoreError::Damaged(format!("event {} was not encoded as one", event.id)));
         };
         self.changes.extend(schema::entries(&stored, place));
@@ -229,7 +229,7 @@ impl<'s> Batch<'s> {
             };
             let Some(place) = place else { continue };
             let bytes = self.record_bytes(place)?;
-            if let (Record::Put(event), _) = decoded(&bytes)?
+            if let (Record::Put(event), _) = self.decoded(&bytes)?
                 && may_delete(&request.pubkey, &event)
             {
                 self.take_out(place, Some(request.id), Removal::Deleted)?;
@@ -253,7 +253,7 @@ impl<'s> Batch<'s> {
                     continue;
                 }
                 let bytes = self.record_bytes(candidate.place)?;
-                let (Record::Put(event), _) = decoded(&bytes)? else { continue };
+                let (Record::Put(event), _) = self.decoded(&bytes)? else { continue };
                 if vanishes_with(&event, request) && self.changes.get(&schema::by_id(&event.id)) != Some(&None) {
                     self.take_out(candidate.place, Some(request.id), Removal::Vanished)?;
                 }
@@ -302,6 +302,12 @@ impl<'s> Batch<'s> {
         self.files.log.read(place.offset, place.read_len(), &mut bytes)?;
         Ok(bytes)
     }
+
+    fn decoded<'b>(&self, bytes: &'b [u8]) -> Result<(Record<'b>, u32), StoreError> {
+        let damaged = |_| StoreError::Damaged("a record to be changed is damaged".to_owned());
+        let (record, len) = record::decode(bytes).map_err(damaged)?;
+        Ok((self.files.log.unpacked(record, self.base)?, len as u32))
+    }
 }
 
 /// Whether a stored event goes with its author's request to vanish: all of the author's own that are not newer, and
@@ -310,10 +316,4 @@ fn vanishes_with(event: &StoredEvent<'_>, request: &Event) -> bool {
     event.created_at <= request.created_at
         && event.kind != Kind::VANISH
         && (event.pubkey == request.pubkey || supersede::may_delete(&request.pubkey, event))
-}
-
-fn decoded(bytes: &[u8]) -> Result<(Record<'_>, u32), StoreError> {
-    let (record, len) =
-        record::decode(bytes).map_err(|_| StoreError::Damaged("a record to be changed is damaged".to_owned()))?;
-    Ok((record, len as u32))
 }

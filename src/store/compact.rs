@@ -18,6 +18,7 @@ use super::fault;
 use super::index::Key;
 use super::log::{Erasure, HEADER_LEN, Step};
 use super::open::{self, Replay};
+use super::pack::{self, Packer};
 use super::record::{self, Record, Removed};
 use super::schema::{self, Place};
 
@@ -25,6 +26,9 @@ use super::schema::{self, Place};
 const REST_BYTES_MAX: u64 = 1 << 20;
 /// After so many rounds of catching up the writer is held for what is left, however much that is.
 const ROUNDS_MAX: u32 = 20;
+/// Stretches of the log that samples for a dictionary are taken from, and how long each is.
+const SAMPLE_PLACES: u64 = 64;
+const SAMPLE_PLACE_BYTES: u64 = 100 * 1024;
 /// Bytes of the new log that are written at a time, and after which a pace is kept.
 const STRIDE_BYTES: usize = 1 << 20;
 /// Longest rest between two strides.
@@ -83,7 +87,9 @@ pub fn compact(store: &EmbeddedStore, pace: &Pace<'_>) -> Result<CompactReport, 
     };
     check_room(store)?;
     let old = store.files();
-    let new = open::new_generation(&store.dir, &store.options, store.writer_and_files().0.events)?;
+    let dictionary = if store.options.compress { dictionary_for(&old)? } else { None };
+    let events = store.writer_and_files().0.events;
+    let new = open::new_generation(&store.dir, &store.options, events, dictionary)?;
     let bytes_before = old.log.end();
     let built = Copy::new(&old, &new, pace).and_then(|copy| copy.run(store));
     let state = match built {
@@ -103,12 +109,37 @@ fn check_room(store: &EmbeddedStore) -> Result<(), StoreError> {
     if free_bytes < needed_bytes { Err(StoreError::NoRoom { needed_bytes, free_bytes }) } else { Ok(()) }
 }
 
+/// The dictionary for the next generation: the present one, so that packed records can be copied as they are, or one
+/// learnt from events all over the log.
+fn dictionary_for(old: &Files) -> Result<Option<Vec<u8>>, StoreError> {
+    if let Some(dictionary) = old.log.dictionary() {
+        return Ok(Some(dictionary.to_vec()));
+    }
+    let (mut samples, mut bytes) = (Vec::new(), 0);
+    let places = SAMPLE_PLACES.min((old.log.end() - HEADER_LEN) / SAMPLE_PLACE_BYTES + 1);
+    let stride = ((old.log.end() - HEADER_LEN) / places).next_multiple_of(record::ALIGN as u64);
+    for start in (0..places).map(|place| HEADER_LEN + place * stride) {
+        let mut reader = old.log.reader_until(start, old.log.end().min(start + SAMPLE_PLACE_BYTES));
+        while let Some(step) = reader.next()? {
+            if let Step::Record(_, _, Record::Put(event)) = step
+                && let Some(middle) = pack::middle(&event)
+                && bytes + middle.len() <= pack::SAMPLE_BYTES_MAX
+            {
+                bytes += middle.len();
+                samples.push(middle.to_vec());
+            }
+        }
+    }
+    Ok(pack::train(&samples))
+}
+
 /// A copy in progress.
 struct Copy<'c> {
     old: &'c Files,
     new: &'c Files,
     pace: &'c Pace<'c>,
     replay: Replay<'c>,
+    packer: Option<Packer>,
     /// Everything of the old log before this was looked at.
     done: u64,
     /// Records for the new log that are not written yet.
@@ -120,21 +151,22 @@ struct Copy<'c> {
 impl<'c> Copy<'c> {
     fn new(old: &'c Files, new: &'c Files, pace: &'c Pace<'c>) -> Result<Self, StoreError> {
         let replay = Replay::new(&new.index, &new.bloom, HEADER_LEN)?;
-        let stride_began = Instant::now();
-        Ok(Copy { old, new, pace, replay, done: HEADER_LEN, pending: Vec::new(), erase: Vec::new(), stride_began })
+        let packer = new.log.dictionary().map(Packer::new).transpose()?;
+        let (pending, erase, stride_began) = (Vec::new(), Vec::new(), Instant::now());
+        Ok(Copy { old, new, pace, replay, packer, done: HEADER_LEN, pending, erase, stride_began })
     }
 
     /// Runs to the point where the new generation can take over. The writer waits from then on: the guard is with it.
     fn run<'s>(mut self, store: &'s EmbeddedStore) -> Result<super::embedded::WriterGuard<'s>, StoreError> {
         fault::point("compact.begin");
-        self.copy(self.old.log.end(), Self::is_stored)?;
+        self.copy_cold(self.old.log.end())?;
         fault::point("compact.copied");
         for _ in 0..ROUNDS_MAX {
             let end = self.old.log.end();
             if end - self.done <= REST_BYTES_MAX {
                 break;
             }
-            self.copy(end, |_, _, _| Ok(true))?;
+            self.copy_all(end)?;
         }
         self.write_pending()?;
         self.replay.flush()?;
@@ -145,7 +177,7 @@ impl<'c> Copy<'c> {
         self.pace.rest_after(Duration::ZERO)?;
         fault::point("compact.caught_up");
         let (state, _) = store.writer_and_files();
-        self.copy(self.old.log.end(), |_, _, _| Ok(true))?;
+        self.copy_all(self.old.log.end())?;
         self.write_pending()?;
         self.replay.flush()?;
         self.new.log.sync()?;
@@ -156,24 +188,34 @@ impl<'c> Copy<'c> {
         Ok(state)
     }
 
-    /// Copies the records of the old log up to `end` that `keep` wants. Removals go along where everything does.
-    fn copy(
+    /// Copies what is stored of the old log up to `end`, packed if there is a dictionary.
+    fn copy_cold(&mut self, end: u64) -> Result<(), StoreError> {
+        self.for_each_record(end, |copy, offset, len, record| {
+            if copy.is_stored(record, Place::new(offset, len))? { copy.take_cold(offset, len, record) } else { Ok(()) }
+        })
+    }
+
+    /// Copies every record of the old log up to `end`, each in its length.
+    fn copy_all(&mut self, end: u64) -> Result<(), StoreError> {
+        self.for_each_record(end, |copy, offset, len, record| match record {
+            Record::Remove(removed) => copy.take_removal(removed, len),
+            record => {
+                let mut bytes = Vec::new();
+                copy.old.log.read_raw(offset, len, &mut bytes)?;
+                copy.take(&bytes, record)
+            }
+        })
+    }
+
+    fn for_each_record(
         &mut self,
         end: u64,
-        keep: fn(&Self, &Record<'_>, Place) -> Result<bool, StoreError>,
+        mut each: impl FnMut(&mut Self, u64, u32, &Record<'_>) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
         let mut reader = self.old.log.reader_until(self.done, end);
-        let mut bytes = Vec::new();
         while let Some(step) = reader.next()? {
             match step {
-                Step::Record(offset, len, record) if keep(self, &record, Place::new(offset, len))? => match &record {
-                    Record::Remove(removed) => self.take_removal(removed, len)?,
-                    record => {
-                        self.old.log.read_raw(offset, len, &mut bytes)?;
-                        self.take(&bytes, record)?;
-                    }
-                },
-                Step::Record(..) => {}
+                Step::Record(offset, len, record) => each(self, offset, len, &record)?,
                 Step::Damaged { offset, .. } | Step::TornTail { offset, .. } => {
                     return Err(StoreError::Damaged(format!(
                         "{} is damaged at byte {offset}; compacting would make the loss final, see `sledge verify`",
@@ -187,11 +229,34 @@ impl<'c> Copy<'c> {
         Ok(())
     }
 
+    /// Copies one record that nobody will change any more: packed, if that is wanted and worth it.
+    fn take_cold(&mut self, offset: u64, len: u32, record: &Record<'_>) -> Result<(), StoreError> {
+        let mut bytes = Vec::new();
+        self.old.log.read_raw(offset, len, &mut bytes)?;
+        if let Record::Put(event) = record {
+            let is_packed = matches!(record::parse(&bytes), Some(Record::Packed(_)));
+            match &mut self.packer {
+                Some(_) if is_packed => {} // with the same dictionary
+                Some(packer) => {
+                    if let Some(body) = packer.pack(event) {
+                        bytes.clear();
+                        record::push_packed(&mut bytes, event, &body);
+                    }
+                }
+                None => {
+                    bytes.clear();
+                    record::push_plain(&mut bytes, event);
+                }
+            }
+        }
+        self.take(&bytes, record)
+    }
+
     fn is_stored(&self, record: &Record<'_>, place: Place) -> Result<bool, StoreError> {
         let event = match record {
             Record::Put(event) => event,
             Record::Gone(_) => return Ok(true),
-            Record::Remove(_) | Record::Erased(_) => return Ok(false),
+            Record::Remove(_) | Record::Erased(_) | Record::Packed(_) | Record::Dictionary(_) => return Ok(false),
         };
         let current = self.old.index.get(&schema::by_id(&event.id))?.as_ref().and_then(schema::place);
         Ok(current == Some(place))
@@ -257,7 +322,7 @@ impl EmbeddedStore {
     /// Makes a finished copy the current generation. Returns the number of events.
     fn switch_to(&self, mut new: Files, mut state: super::embedded::WriterGuard<'_>) -> Result<u64, StoreError> {
         let old = self.files();
-        new.base = old.end().0 - new.log.end();
+        new.base = old.end().0 as i64 - new.log.end() as i64;
         let switched = WriterState::load(&new.index).and_then(|loaded| {
             self.dir.switch_to(&new.generation)?;
             Ok(loaded)

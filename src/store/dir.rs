@@ -12,6 +12,7 @@
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use super::StoreError;
 use super::fault;
@@ -19,6 +20,11 @@ use super::log::io_at;
 
 const LOCK: &str = "LOCK";
 const CURRENT: &str = "CURRENT";
+
+/// How long a lock is waited for that somebody has.
+const LOCK_PATIENCE: Duration = Duration::from_millis(200);
+/// Between two attempts.
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 /// A data directory that this process owns until it is dropped.
 #[derive(Debug)]
@@ -49,7 +55,7 @@ impl DataDir {
             .truncate(false)
             .open(&lock_path)
             .map_err(io_at("open", &lock_path))?;
-        match lock.try_lock() {
+        match try_lock(&lock) {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 let mut owner = String::new();
@@ -248,6 +254,18 @@ fn remove_dir(path: &Path) -> Result<(), StoreError> {
 
 fn generation_number(name: &str) -> Option<u32> {
     name.strip_prefix("gen-")?.parse().ok()
+}
+
+/// Locks, waiting a moment for a lock that is just being let go: a child that some thread of its owner forks, as sled does
+/// on opening, holds it until the child runs its own program.
+fn try_lock(lock: &File) -> Result<(), TryLockError> {
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match lock.try_lock() {
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => std::thread::sleep(LOCK_PAUSE),
+            result => return result,
+        }
+    }
 }
 
 fn in_use(path: &Path, owner: &str) -> String {

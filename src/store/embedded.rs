@@ -34,6 +34,8 @@ pub struct Options {
     pub cache_bytes: u64,
     /// How long opening the index may take before it is taken for damaged and rebuilt.
     pub index_open_timeout: Duration,
+    /// Whether compaction compresses what it keeps.
+    pub compress: bool,
     /// Told how far a replay of the log has come: bytes done, bytes in all.
     pub progress: Arc<dyn Fn(u64, u64) + Send + Sync>,
 }
@@ -44,6 +46,7 @@ impl Default for Options {
             run_entries_max: 600_000,
             cache_bytes: 64 << 20,
             index_open_timeout: Duration::from_secs(30),
+            compress: true,
             progress: Arc::new(|_, _| {}),
         }
     }
@@ -76,7 +79,7 @@ pub(super) struct Files {
     pub(super) bloom: Arc<Bloom>,
     pub(super) generation: Generation,
     /// A record's [`Position`] is its offset plus this. It goes on where the generation before it ended.
-    pub(super) base: u64,
+    pub(super) base: i64,
     /// Another generation has taken over: the files go with the last user.
     pub(super) retired: AtomicBool,
 }
@@ -212,7 +215,7 @@ impl EmbeddedStore {
 impl Files {
     /// The point behind everything in the log.
     pub(super) fn end(&self) -> Position {
-        Position(self.base + self.log.end())
+        Position(self.log.end().saturating_add_signed(self.base))
     }
 
     /// Where an event lies.

@@ -22,6 +22,7 @@ use crate::protocol::EventId;
 
 use super::StoreError;
 use super::fault;
+use super::pack::Unpacker;
 use super::record::{self, ALIGN, FRAME_LEN, NotARecord, PAYLOAD_BYTES_MAX, Record};
 
 const MAGIC: &[u8; 8] = b"SLEDGELG";
@@ -42,6 +43,7 @@ pub struct Log {
     id: [u8; 16],
     end: AtomicU64,
     poison: Mutex<Option<String>>,
+    unpacker: Option<Unpacker>,
 }
 
 /// A record to overwrite.
@@ -77,11 +79,12 @@ pub enum Step<'a> {
 }
 
 impl Log {
-    /// Makes a new log; the file must not be there. The caller makes its folder entry durable.
+    /// Makes a new log; the file must not be there. The caller makes its folder entry durable. With a dictionary it can
+    /// hold packed records.
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub fn create(path: &Path, id: [u8; 16]) -> Result<Self, StoreError> {
+    pub fn create(path: &Path, id: [u8; 16], dictionary: Option<Vec<u8>>) -> Result<Self, StoreError> {
         let file =
             OpenOptions::new().read(true).write(true).create_new(true).open(path).map_err(io_at("create", path))?;
         let mut header = Vec::with_capacity(HEADER_LEN as usize);
@@ -89,9 +92,14 @@ impl Log {
         header.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
         header.extend_from_slice(&[0; 4]);
         header.extend_from_slice(&id);
+        if let Some(dictionary) = &dictionary {
+            record::push_dictionary(&mut header, dictionary);
+        }
         file.write_all_at(&header, 0).map_err(io_at("write", path))?;
         file.sync_all().map_err(io_at("sync", path))?;
-        Ok(Log { file, path: path.to_owned(), id, end: AtomicU64::new(HEADER_LEN), poison: Mutex::new(None) })
+        let end = AtomicU64::new(header.len() as u64);
+        let unpacker = dictionary.map(Unpacker::new).transpose()?;
+        Ok(Log { file, path: path.to_owned(), id, end, poison: Mutex::new(None), unpacker })
     }
 
     /// Opens a log. Its end is taken to be the file's until [`Log::cut`] says otherwise.
@@ -114,7 +122,19 @@ impl Log {
         }
         let id = header[16..].try_into().expect("the header ends with 16 bytes of id");
         let end = file.metadata().map_err(io_at("look at", path))?.len();
-        Ok(Log { file, path: path.to_owned(), id, end: AtomicU64::new(end), poison: Mutex::new(None) })
+        let end = AtomicU64::new(end);
+        let log = Log { file, path: path.to_owned(), id, end, poison: Mutex::new(None), unpacker: None };
+        let mut first = Vec::new();
+        let unpacker = match log.read(HEADER_LEN, READ_AHEAD_BYTES, &mut first) {
+            Ok((Record::Dictionary(dictionary), _)) => Some(Unpacker::new(dictionary.to_vec())?),
+            _ => None,
+        };
+        Ok(Log { unpacker, ..log })
+    }
+
+    /// The dictionary of its packed records.
+    pub fn dictionary(&self) -> Option<&[u8]> {
+        self.unpacker.as_ref().map(Unpacker::dictionary)
     }
 
     /// Random mark of this log.
@@ -203,8 +223,11 @@ impl Log {
         let mut retries = 0;
         loop {
             self.fill(offset, want, buffer)?;
-            match record::decode(buffer) {
-                Ok(_) => break,
+            match record::check(buffer) {
+                Ok(len) => {
+                    let record = record::parse(buffer).ok_or_else(|| self.damaged(offset))?;
+                    return Ok((self.unpacked(record, offset)?, len as u32));
+                }
                 Err(NotARecord::Short(need)) if need > buffer.len() && buffer.len() == want => want = need,
                 Err(_) if retries < ERASE_RACE_RETRIES => {
                     retries += 1;
@@ -213,8 +236,16 @@ impl Log {
                 Err(_) => return Err(self.damaged(offset)),
             }
         }
-        let (record, len) = record::decode(buffer).map_err(|_| self.damaged(offset))?;
-        Ok((record, len as u32))
+    }
+
+    /// A packed event with its JSON; any other record as it is.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] when it cannot be unpacked; `offset` is for the message.
+    pub fn unpacked<'r>(&self, record: Record<'r>, offset: u64) -> Result<Record<'r>, StoreError> {
+        let Record::Packed(packed) = record else { return Ok(record) };
+        let json = self.unpacker.as_ref().and_then(|unpacker| unpacker.json(&packed));
+        Ok(Record::Put(packed.header.with_json(json.ok_or_else(|| self.damaged(offset))?)))
     }
 
     /// The bytes of a sound record of known length, as they lie in the file.
@@ -222,9 +253,8 @@ impl Log {
     /// # Errors
     /// [`StoreError::Damaged`] when it is not sound.
     pub fn read_raw(&self, offset: u64, len: u32, buffer: &mut Vec<u8>) -> Result<(), StoreError> {
-        let (_, read_len) = self.read(offset, len as usize, buffer)?;
-        buffer.truncate(len as usize);
-        if read_len == len && buffer.len() == len as usize { Ok(()) } else { Err(self.damaged(offset)) }
+        self.fill(offset, len as usize, buffer)?;
+        if record::check(buffer) == Ok(len as usize) { Ok(()) } else { Err(self.damaged(offset)) }
     }
 
     /// Reads from `start` to the end, record by record; damage is stepped over and told.
@@ -333,7 +363,10 @@ impl LogReader<'_> {
         let at = (offset - self.buffer_start) as usize;
         let (record, len) = record::decode(&self.buffer[at..]).map_err(|_| self.log.damaged(offset))?;
         self.next = offset + len as u64;
-        Ok(Some(Step::Record(offset, len as u32, record)))
+        match self.log.unpacked(record, offset) {
+            Ok(record) => Ok(Some(Step::Record(offset, len as u32, record))),
+            Err(_) => Ok(Some(Step::Damaged { offset, len: len as u64 })),
+        }
     }
 
     /// Makes the buffer hold the whole record at `offset`; false when there is none.
@@ -400,7 +433,7 @@ mod tests {
     /// A log with `count` erased records of 64 bytes, and the folder it lies in.
     fn sample(count: usize) -> (tempfile::TempDir, Log) {
         let dir = tempfile::tempdir().expect("a folder for the test");
-        let log = Log::create(&dir.path().join("log"), [7; 16]).expect("new log");
+        let log = Log::create(&dir.path().join("log"), [7; 16], None).expect("new log");
         for _ in 0..count {
             log.append(&record::erased(&EventId([9; 32]), 64)).expect("append");
         }

@@ -12,6 +12,7 @@ pub mod log;
 pub mod memory;
 pub mod merge;
 pub mod open;
+pub mod pack;
 pub mod plan;
 pub mod record;
 mod scan;

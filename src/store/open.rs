@@ -92,10 +92,15 @@ pub(super) fn open(dir: &DataDir, options: &Options) -> Result<Opened, StoreErro
     })
 }
 
-/// Makes an empty generation beside the current one, with room in its filter for `events`.
-pub(super) fn new_generation(dir: &DataDir, options: &Options, events: u64) -> Result<Files, StoreError> {
+/// Makes an empty generation beside the current one, with room in its filter for `events`; see [`Log::create`].
+pub(super) fn new_generation(
+    dir: &DataDir,
+    options: &Options,
+    events: u64,
+    dictionary: Option<Vec<u8>>,
+) -> Result<Files, StoreError> {
     let generation = dir.new_generation()?;
-    let log = Log::create(&generation.log(), secp256k1::rand::random())?;
+    let log = Log::create(&generation.log(), secp256k1::rand::random(), dictionary)?;
     let bloom = Arc::new(Bloom::with_capacity(events));
     let index = buffered(open_engine(&generation, options)?, &generation, &log, &bloom, options)?;
     Ok(Files { log, index, bloom, generation, base: 0, retired: AtomicBool::new(false) })
@@ -121,7 +126,7 @@ pub(super) fn for_each_key(
 
 fn first_generation(dir: &DataDir) -> Result<Generation, StoreError> {
     let generation = dir.new_generation()?;
-    Log::create(&generation.log(), secp256k1::rand::random())?;
+    Log::create(&generation.log(), secp256k1::rand::random(), None)?;
     dir.switch_to(&generation)?;
     Ok(generation)
 }
@@ -296,6 +301,7 @@ impl<'i> Replay<'i> {
                 self.events += u64::from(counts);
             }
             Record::Erased(id) => self.cause = Some(*id),
+            Record::Packed(_) | Record::Dictionary(_) => {} // readers unpack; the dictionary is the log's own business
             Record::Gone(gone) => self.changes.push((schema::gone_version(gone), Some(Value::new(&[])))),
             Record::Remove(removed) => {
                 let was_there = self.remove(removed)?;

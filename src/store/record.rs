@@ -6,7 +6,8 @@
 //! frame    0  mark       4  C5 'S' 'L' 'R'; not valid UTF-8, so no event's JSON contains it
 //!          4  crc        4  CRC-32 of bytes 8 to the end of the payload
 //!          8  length     4  bytes of the payload
-//!         12  type       1  1 put, 2 remove, 3 erased, 4 gone
+//!         12  type       1  1 put, 2 remove, 3 erased, 4 gone,
+//!                           5 packed, 6 dictionary
 //!         13  reserved   3  zero
 //! put     16  id        32
 //!         48  pubkey    32
@@ -18,6 +19,10 @@
 //!        103  tags          for each indexed tag: letter (bit 7: value has escapes) 1,
 //!                           gap from the last value's end (varint), value length (varint); both within the JSON
 //!             json          the canonical JSON
+//! packed  16  as put up to the tags, then, in place of the JSON, see `pack`:
+//!             sig       64  the signature
+//!             length     4  bytes of what is compressed
+//!             zstd          tags and content as in the JSON, with the log's dictionary
 //! remove  16  id        32  of the removed event
 //!         48  by        32  id of the event that caused it; zeros if none did
 //!         80  offset     8  where the removed record begins
@@ -26,10 +31,13 @@
 //!         93  keys          the index keys to take out: length 1, bytes; the removed record may be erased by then
 //! erased  16  id        32  of the event that was here: what it replaced must stay replaced
 //!         48  zeros         the rest is gone for good
+//! dictionary  16            what zstd needs to read packed records; the first record of its log
 //! gone    16  address   16  hash of an address; a version of it was deleted by id, and older ones with it
 //!         32  created_at 8  of that version
 //!         40  id        32  of that version
 //! ```
+
+use std::borrow::Cow;
 
 use crate::protocol::event::{Canonical, Fields, TagSpan, unescape};
 use crate::protocol::supersede::{Address, Version};
@@ -52,6 +60,8 @@ const REMOVE: u8 = 2;
 const ERASED: u8 = 3;
 const GONE: u8 = 4;
 const GONE_LEN: usize = 56;
+const PACKED: u8 = 5;
+const DICTIONARY: u8 = 6;
 const PUT_HEADER_LEN: usize = 87;
 const REMOVE_HEADER_LEN: usize = 77;
 const NO_EXPIRATION: u64 = u64::MAX;
@@ -69,6 +79,19 @@ pub enum Record<'a> {
     Erased(EventId),
     /// Versions of an address that must not come back.
     Gone(GoneVersion),
+    /// An event with compressed JSON.
+    Packed(PackedEvent<'a>),
+    /// What is needed to read packed events.
+    Dictionary(&'a [u8]),
+}
+
+/// An event whose JSON is compressed.
+#[derive(Debug)]
+pub struct PackedEvent<'a> {
+    /// All but the JSON, which is empty here.
+    pub header: StoredEvent<'a>,
+    /// What stands in place of the JSON; see `pack`.
+    pub body: &'a [u8],
 }
 
 /// A version of an address that was deleted by its id. It and whatever it replaces stay out.
@@ -95,8 +118,8 @@ pub struct StoredEvent<'a> {
     pub expiration: Option<u64>,
     bare_d: bool,
     tags: &'a [u8],
-    /// The canonical JSON.
-    pub json: &'a [u8],
+    /// The canonical JSON; owned where it was unpacked.
+    pub json: Cow<'a, [u8]>,
 }
 
 /// What a remove record says.
@@ -189,11 +212,51 @@ pub fn erased(id: &EventId, len: usize) -> Vec<u8> {
     out
 }
 
+/// Appends a stored event's record with `body` in place of its JSON.
+pub fn push_packed(out: &mut Vec<u8>, event: &StoredEvent<'_>, body: &[u8]) {
+    push_stored(out, event, body, PACKED);
+}
+
+/// Appends a stored event's record with its JSON.
+pub fn push_plain(out: &mut Vec<u8>, event: &StoredEvent<'_>) {
+    push_stored(out, event, &event.json, PUT);
+}
+
+fn push_stored(out: &mut Vec<u8>, event: &StoredEvent<'_>, body: &[u8], kind: u8) {
+    let start = begin(out);
+    out.extend_from_slice(&event.id.0);
+    out.extend_from_slice(&event.pubkey.0);
+    out.extend_from_slice(&event.created_at.to_le_bytes());
+    out.extend_from_slice(&event.expiration.unwrap_or(NO_EXPIRATION).to_le_bytes());
+    out.extend_from_slice(&event.kind.0.to_le_bytes());
+    out.push(if event.bare_d { BARE_D } else { 0 });
+    out.extend_from_slice(&(event.tags.len() as u32).to_le_bytes());
+    out.extend_from_slice(event.tags);
+    out.extend_from_slice(body);
+    finish(out, start, kind);
+}
+
+/// Appends the dictionary's record.
+pub fn push_dictionary(out: &mut Vec<u8>, dictionary: &[u8]) {
+    let start = begin(out);
+    out.extend_from_slice(dictionary);
+    finish(out, start, DICTIONARY);
+}
+
 /// Reads the record at the start of `bytes`; also gives its whole length.
 ///
 /// # Errors
 /// [`NotARecord`].
 pub fn decode(bytes: &[u8]) -> Result<(Record<'_>, usize), NotARecord> {
+    let len = check(bytes)?;
+    Ok((parse(bytes).ok_or(NotARecord::Damaged)?, len))
+}
+
+/// Whether a sound record begins at the start of `bytes`; gives its whole length.
+///
+/// # Errors
+/// [`NotARecord`].
+pub fn check(bytes: &[u8]) -> Result<usize, NotARecord> {
     let frame = bytes.get(..FRAME_LEN).ok_or(NotARecord::Short(FRAME_LEN))?;
     let payload_len = le_u32(frame, 8) as usize;
     if frame[..4] != MARK || payload_len > PAYLOAD_BYTES_MAX {
@@ -204,18 +267,22 @@ pub fn decode(bytes: &[u8]) -> Result<(Record<'_>, usize), NotARecord> {
     if crc32fast::hash(checked) != le_u32(frame, 4) {
         return Err(NotARecord::Damaged);
     }
-    let payload = &bytes[FRAME_LEN..end];
-    let record = match frame[12] {
-        PUT => decode_put(payload).map(Record::Put),
+    Ok(record_len(payload_len))
+}
+
+/// Reads a record that [`check`] found sound; `None` when it is of a type or form that this version does not know.
+pub fn parse(bytes: &[u8]) -> Option<Record<'_>> {
+    let frame = bytes.get(..FRAME_LEN)?;
+    let payload = bytes.get(FRAME_LEN..FRAME_LEN + le_u32(frame, 8) as usize)?;
+    match frame[12] {
+        PUT => decode_put(payload).map(|(event, json)| Record::Put(StoredEvent { json: Cow::Borrowed(json), ..event })),
+        PACKED => decode_put(payload).map(|(header, body)| Record::Packed(PackedEvent { header, body })),
         REMOVE => decode_remove(payload).map(Record::Remove),
-        GONE if payload.len() == GONE_LEN => {
-            let version = Version { created_at: le_u64(payload, 16), id: EventId(array(payload, 24)) };
-            Some(Record::Gone(GoneVersion { address: array(payload, 0), version }))
-        }
+        GONE => decode_gone(payload).map(Record::Gone),
         ERASED => payload.first_chunk().map(|id| Record::Erased(EventId(*id))),
+        DICTIONARY => Some(Record::Dictionary(payload)),
         _ => None,
-    };
-    Ok((record.ok_or(NotARecord::Damaged)?, record_len(payload_len)))
+    }
 }
 
 fn begin(out: &mut Vec<u8>) -> usize {
@@ -235,11 +302,12 @@ fn finish(out: &mut Vec<u8>, start: usize, kind: u8) {
     out.resize(start + record_len(payload_len), 0);
 }
 
-fn decode_put(payload: &[u8]) -> Option<StoredEvent<'_>> {
+/// The header, with no JSON, and what follows it.
+fn decode_put(payload: &[u8]) -> Option<(StoredEvent<'_>, &[u8])> {
     let header = payload.get(..PUT_HEADER_LEN)?;
     let expiration = le_u64(header, 72);
-    let (tags, json) = payload[PUT_HEADER_LEN..].split_at_checked(le_u32(header, 83) as usize)?;
-    Some(StoredEvent {
+    let (tags, body) = payload[PUT_HEADER_LEN..].split_at_checked(le_u32(header, 83) as usize)?;
+    let event = StoredEvent {
         id: EventId(array(header, 0)),
         pubkey: PublicKey(array(header, 32)),
         created_at: le_u64(header, 64),
@@ -247,8 +315,15 @@ fn decode_put(payload: &[u8]) -> Option<StoredEvent<'_>> {
         kind: Kind(u16::from_le_bytes(array(header, 80))),
         bare_d: header[82] & BARE_D != 0,
         tags,
-        json,
-    })
+        json: Cow::Borrowed(&[]),
+    };
+    Some((event, body))
+}
+
+fn decode_gone(payload: &[u8]) -> Option<GoneVersion> {
+    let payload: &[u8; GONE_LEN] = payload.try_into().ok()?;
+    let version = Version { created_at: le_u64(payload, 16), id: EventId(array(payload, 24)) };
+    Some(GoneVersion { address: array(payload, 0), version })
 }
 
 fn decode_remove(payload: &[u8]) -> Option<Removed<'_>> {
@@ -278,13 +353,18 @@ impl StoredEvent<'_> {
         Some(Address { kind: self.kind, pubkey: self.pubkey, d })
     }
 
+    /// The same event with other JSON.
+    pub fn with_json(&self, json: Vec<u8>) -> Self {
+        StoredEvent { json: Cow::Owned(json), ..*self }
+    }
+
     /// The event's place among the versions of its address.
     pub fn version(&self) -> Version {
         Version { created_at: self.created_at, id: self.id }
     }
 
     /// Indexed tags in order: letter, value.
-    pub fn indexed_tags(&self) -> impl Iterator<Item = (TagLetter, std::borrow::Cow<'_, str>)> {
+    pub fn indexed_tags(&self) -> impl Iterator<Item = (TagLetter, Cow<'_, str>)> {
         self.tag_spans().filter_map(|span| {
             let raw = self.json.get(span.start as usize..)?.get(..span.len as usize)?;
             Some((span.letter, unescape(raw, span.escaped)?))
@@ -431,7 +511,7 @@ pub(crate) mod tests_support {
             expiration: None,
             bare_d: false,
             tags: &[],
-            json: b"{}",
+            json: Cow::Borrowed(b"{}"),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Answering a query from the embedded store, page by page: one stream of matches a filter, and their union.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
@@ -108,7 +109,7 @@ impl Work {
 
 impl EmbeddedScan {
     pub(super) fn new(files: Arc<Files>, query: Query) -> Self {
-        let before = query.before.map_or(u64::MAX, |before| before.0.saturating_sub(files.base));
+        let before = query.before.map_or(u64::MAX, |before| before.0.saturating_add_signed(-files.base));
         let view = View { now: query.now, before, with_json: true };
         let streams = query.wanted.into_iter().map(Stream::new).collect();
         EmbeddedScan { files, streams, view, last_second: None, buffer: Vec::new() }
@@ -333,7 +334,12 @@ impl Files {
         if is_expired(event.expiration, view.now) || !filter.matches(&event) {
             return None;
         }
-        let json = if view.with_json { Bytes::copy_from_slice(event.json) } else { Bytes::new() };
-        Some(Match { created_at: event.created_at(), id: event.id, offset: place.offset, json })
+        let (created_at, id) = (event.created_at(), event.id);
+        let json = match event.json {
+            _ if !view.with_json => Bytes::new(),
+            Cow::Borrowed(json) => Bytes::copy_from_slice(json),
+            Cow::Owned(json) => Bytes::from(json),
+        };
+        Some(Match { created_at, id, offset: place.offset, json })
     }
 }

@@ -105,7 +105,7 @@ fn check_event(
 
 fn check_json(event: &StoredEvent<'_>, place: Place, report: &mut VerifyReport) {
     let at = format!("event {} at byte {}", event.id, place.offset);
-    let parsed = std::str::from_utf8(event.json).ok().and_then(|json| Event::from_json(json).ok());
+    let parsed = std::str::from_utf8(&event.json).ok().and_then(|json| Event::from_json(json).ok());
     let Some(parsed) = parsed else {
         return report.problem(format!("{at}: its JSON is no event"));
     };

@@ -77,7 +77,7 @@ fn versions(keys: &Keys, n: u64) -> Event {
 /// A note, then its deletion, then the next.
 fn regrets(keys: &Keys, n: u64) -> Event {
     let note = keys.note(NOW + n / 2, "regretted");
-    if n % 2 == 0 { note } else { keys.deletion(NOW + n, &[("e", &note.id.to_hex())]) }
+    if n.is_multiple_of(2) { note } else { keys.deletion(NOW + n, &[("e", &note.id.to_hex())]) }
 }
 
 /// Publishes by `plan` until the connection ends. Several events are always on their way.

@@ -25,7 +25,7 @@ async fn t32_ephemeral_events_are_live_only() {
         found.sort();
         expected.sort();
         assert_eq!(found, expected, "{filter}");
-        assert_eq!(client.count(&[filter.clone()]).await, 2, "{filter}");
+        assert_eq!(client.count(std::slice::from_ref(&filter)).await, 2, "{filter}");
     }
     let stopped = relay.stop().await;
     for event in ephemeral {

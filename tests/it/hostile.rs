@@ -146,7 +146,8 @@ async fn t41_fragments_and_pings() {
 async fn t41_frames_beyond_the_limit_end_their_connection() {
     let relay = Relay::with(|config| config.limits.frame_bytes_max = 65_536).await;
     let mut bystander = Bystander::on(&relay).await;
-    let spaces = |bytes: usize| "[\"REQ\",\"s\",{\"ids\":[]}]".to_owned() + &" ".repeat(bytes - 23);
+    let req = "[\"REQ\",\"s\",{\"ids\":[]}]";
+    let spaces = |bytes: usize| req.to_owned() + &" ".repeat(bytes - req.len());
     let mut client = relay.client().await;
     client.send(spaces(65_536)).await;
     assert_eq!(client.until_eose("s").await.ids(), Vec::<String>::new());

@@ -85,9 +85,9 @@ async fn t15_only_e_and_p_need_hex() {
 async fn t16_an_empty_list_matches_nothing() {
     let (_relay, mut client, _) = relay_with_notes().await;
     for filter in [json!({"ids": []}), json!({"authors": []}), json!({"kinds": []}), json!({"#t": []})] {
-        let stored = client.req("s", &[filter.clone()]).await;
+        let stored = client.req("s", std::slice::from_ref(&filter)).await;
         assert_eq!(stored.ids(), ids([]), "{filter}");
-        assert_eq!(client.count(&[filter.clone()]).await, 0, "{filter}");
+        assert_eq!(client.count(std::slice::from_ref(&filter)).await, 0, "{filter}");
     }
     client.req("marker", &[json!({"limit": 0})]).await;
     let note = Keys::new(1).note(NOW, "live");
@@ -110,7 +110,7 @@ async fn t17_unknown_keys_are_named() {
         (json!({"Kinds": [1]}), "Kinds"),
         (json!({"kinds": [1], "author": []}), "author"),
     ] {
-        let text = client.refused("s", &[filter.clone()]).await;
+        let text = client.refused("s", std::slice::from_ref(&filter)).await;
         assert!(text.starts_with("unsupported: ") && text.contains(key), "{filter}: {text}");
     }
 }
@@ -235,7 +235,7 @@ async fn t22_bounds_are_inclusive_and_any_integer() {
         for filter in [filter, by_author] {
             let found = client.query_ids(filter.clone()).await;
             assert_eq!(found.iter().collect::<Vec<_>>(), expected, "{filter}");
-            assert_eq!(client.count(&[filter.clone()]).await, expected.len() as u64, "COUNT {filter}");
+            assert_eq!(client.count(std::slice::from_ref(&filter)).await, expected.len() as u64, "COUNT {filter}");
         }
     }
     for number in ["1e3", "-1", "18446744073709551616", "1.0", "\"1\""] {

@@ -6,8 +6,7 @@ use crate::support::paths::History;
 use crate::support::{Keys, NOW};
 
 /// Two versions in the same second, the one with the lower id first.
-fn twins(kind: u16, tags: &[&[&str]]) -> [Event; 2] {
-    let keys = Keys::new(1);
+fn twins(keys: &Keys, kind: u16, tags: &[&[&str]]) -> [Event; 2] {
     let version = |content| {
         let draft = keys.draft(kind, NOW).content(content);
         tags.iter().fold(draft, |draft, tag| draft.tag(tag.iter().copied())).sign()
@@ -20,11 +19,14 @@ fn twins(kind: u16, tags: &[&[&str]]) -> [Event; 2] {
 /// Equal `created_at`: the lowest id stays, in both orders of arrival.
 #[tokio::test]
 async fn t01_equal_seconds_leave_the_lowest_id() {
+    let (mut history, one, two) = (History::new(), Keys::new(1), Keys::new(2));
     for (kind, tags) in [(0, &[] as &[&[&str]]), (10_002, &[]), (30_023, &[&["d", "x"]])] {
-        let [low, high] = twins(kind, tags);
-        History::new().stored(&low).duplicate(&high).leaves(&[&low]).await;
-        History::new().stored(&high).stored(&low).leaves(&[&low]).await;
+        let [low, high] = twins(&one, kind, tags);
+        history = history.stored(&low).duplicate(&high).keeps([&low]);
+        let [low, high] = twins(&two, kind, tags);
+        history = history.stored(&high).stored(&low).keeps([&low]);
     }
+    history.holds_on_every_path().await;
 }
 
 /// A version older than the stored one is neither stored nor broadcast, and its sender need not send it again.
@@ -32,11 +34,12 @@ async fn t01_equal_seconds_leave_the_lowest_id() {
 async fn t02_an_older_version_is_a_duplicate() {
     let keys = Keys::new(1);
     let version = |kind, at| keys.draft(kind, at).tag(["d", "x"]).sign();
+    let mut history = History::new();
     for kind in [3, 11_111, 30_000] {
         let [old, new, newest] = [NOW - 1, NOW, NOW + 1].map(|at| version(kind, at));
-        let history = History::new().stored(&new).duplicate(&old).stored(&newest).duplicate(&new).duplicate(&old);
-        history.leaves(&[&newest]).await;
+        history = history.stored(&new).duplicate(&old).stored(&newest).duplicate(&new).duplicate(&old).keeps([&newest]);
     }
+    history.holds_on_every_path().await;
 }
 
 /// No `d` tag, `["d"]` and `["d",""]` are one address; of several `d` tags the first counts, wherever it stands.
@@ -58,19 +61,20 @@ async fn t03_the_first_d_is_the_address() {
         Keys::new(2).draft(30_023, NOW).sign(),
     ];
     let history = others.iter().chain(&versions).fold(History::new(), History::stored);
-    history.leaves(&[&others[0], &others[1], &others[2], &others[3], &versions[4]]).await;
+    history.keeps([&others[0], &others[1], &others[2], &others[3], &versions[4]]).holds_on_every_path().await;
 }
 
 /// Long `d` values are compared whole, not by a beginning that fits a key.
 #[tokio::test]
 async fn t04_long_d_values_never_collide() {
     let keys = Keys::new(1);
+    let mut history = History::new();
     for length in [255, 256, 300, 5_000] {
         let version = |last: &str, at| keys.draft(30_000, at).tag(["d".to_owned(), "x".repeat(length) + last]).sign();
-        let [a1, b1, none, a2] = [version("a", NOW), version("b", NOW), version("", NOW), version("a", NOW + 1)];
-        let history = History::new().stored(&a1).stored(&b1).stored(&none).stored(&a2).duplicate(&a1);
-        history.leaves(&[&b1, &none, &a2]).await;
+        let [a1, b1, c1, a2] = [version("a", NOW), version("b", NOW), version("c", NOW), version("a", NOW + 1)];
+        history = history.stored(&a1).stored(&b1).stored(&c1).stored(&a2).duplicate(&a1).keeps([&b1, &c1, &a2]);
     }
+    history.holds_on_every_path().await;
 }
 
 /// Kinds 0, 3 and 10000-19999 are replaceable; 41 is regular, and so are the neighbours of the range.
@@ -82,5 +86,5 @@ async fn t05_only_replaceable_kinds_are_replaced() {
     let replaceable: Vec<[Event; 2]> = [0, 3, 10_000, 19_999, 30_000, 39_999].map(pair).into();
     let history = regular.iter().chain(replaceable.iter().flatten()).fold(History::new(), History::stored);
     let kept: Vec<&Event> = regular.iter().chain(replaceable.iter().map(|[_, new]| new)).collect();
-    history.leaves(&kept).await;
+    history.keeps(kept).holds_on_every_path().await;
 }

@@ -1,6 +1,7 @@
 //! NIP-09, deletion requests: what they reach, what they do not, and that what is gone stays gone.
 
 use serde_json::json;
+use sledge::protocol::Event;
 
 use crate::support::paths::History;
 use crate::support::stores::holds;
@@ -11,44 +12,55 @@ const DELETED: &str = "blocked: deleted";
 /// A stranger's request has no effect, whether it comes before or after the event or address that it names.
 #[tokio::test]
 async fn t06_foreign_deletion_does_not_block_the_author() {
-    let (author, stranger) = (Keys::new(1), Keys::new(2));
-    let note = author.note(NOW, "mine");
-    let article = author.draft(30_023, NOW).tag(["d", "x"]).sign();
-    let targets = [("e", note.id.to_hex()), ("a", author.address(30_023, "x"))];
-    let request = stranger.deletion(NOW + 5, &targets.each_ref().map(|(name, value)| (*name, value.as_str())));
-    History::new().stored(&request).stored(&note).stored(&article).leaves(&[&request, &note, &article]).await;
-    History::new().stored(&note).stored(&article).stored(&request).leaves(&[&request, &note, &article]).await;
+    let stranger = Keys::new(9);
+    let pieces = |author: &Keys| {
+        let note = author.note(NOW, "mine");
+        let article = author.draft(30_023, NOW).tag(["d", "x"]).sign();
+        let request = stranger.deletion(NOW + 5, &[("e", &note.id.to_hex()), ("a", &author.address(30_023, "x"))]);
+        [note, article, request]
+    };
+    let [note, article, request] = pieces(&Keys::new(1));
+    let before = History::new().stored(&request).stored(&note).stored(&article).keeps([&request, &note, &article]);
+    let [note, article, request] = pieces(&Keys::new(2));
+    let after = History::new().stored(&note).stored(&article).stored(&request).keeps([&request, &note, &article]);
+    before.then(after).holds_on_every_path().await;
 }
 
 /// The author's request that comes first keeps the event out.
 #[tokio::test]
 async fn t07_a_deletion_before_its_event_blocks_it() {
-    let keys = Keys::new(1);
-    let note = keys.note(NOW, "regretted");
-    let other = keys.note(NOW, "kept");
+    let mut history = History::new();
     // `e` reaches the event whatever the two dates say.
-    for at in [NOW - 10, NOW, NOW + 10] {
+    for (author, at) in [(1, NOW - 10), (2, NOW), (3, NOW + 10)] {
+        let keys = Keys::new(author);
+        let (note, other) = (keys.note(NOW, "regretted"), keys.note(NOW, "kept"));
         let request = keys.deletion(at, &[("e", &note.id.to_hex())]);
-        History::new().stored(&request).refused(&note, DELETED).stored(&other).leaves(&[&request, &other]).await;
+        history = history.stored(&request).refused(&note, DELETED).stored(&other).keeps([&request, &other]);
     }
+    history.holds_on_every_path().await;
 }
 
 /// An `a` tag reaches every version up to its own second and none after it, for all replaceable kinds, and a `d` with
 /// colons in it.
 #[tokio::test]
 async fn t08_an_address_is_deleted_up_to_the_request() {
-    let keys = Keys::new(1);
-    for (kind, d) in [(0, ""), (3, ""), (10_002, ""), (30_023, "x"), (30_023, ""), (30_023, "a:b::c")] {
+    let pieces = |author: u64, kind, d: &str| {
+        let keys = Keys::new(author);
         let [old, same, newer] = [NOW - 1, NOW, NOW + 1].map(|at| keys.draft(kind, at).tag(["d", d]).sign());
-        let request = keys.deletion(NOW, &[("a", &keys.address(kind, d))]);
+        [old, same, newer, keys.deletion(NOW, &[("a", &keys.address(kind, d))])]
+    };
+    let mut history = History::new();
+    for (kind, d) in [(0, ""), (3, ""), (10_002, ""), (30_023, "x"), (30_023, ""), (30_023, "a:b::c")] {
+        let [old, same, newer, request] = pieces(1, kind, d);
         let after = History::new().stored(&same).stored(&request).refused(&old, DELETED).refused(&same, DELETED);
-        after.stored(&newer).leaves(&[&request, &newer]).await;
+        history = history.then(after.stored(&newer).keeps([&request, &newer]));
+        let [old, same, newer, request] = pieces(2, kind, d);
         let before = History::new().stored(&request).refused(&same, DELETED).stored(&newer).refused(&old, DELETED);
-        before.leaves(&[&request, &newer]).await;
+        history = history.then(before.keeps([&request, &newer]));
+        let [_, _, newer, request] = pieces(3, kind, d);
+        history = history.stored(&newer).stored(&request).keeps([&newer, &request]);
     }
-    let newer = keys.draft(30_023, NOW + 1).tag(["d", "x"]).sign();
-    let request = keys.deletion(NOW, &[("a", &keys.address(30_023, "x"))]);
-    History::new().stored(&newer).stored(&request).leaves(&[&newer, &request]).await;
+    history.holds_on_every_path().await;
 }
 
 /// Other `d` values, kinds and authors of the same words are not the named address.
@@ -66,19 +78,25 @@ async fn t08_neighbouring_addresses_stay() {
     let request = keys.deletion(NOW + 1, &[("a", &keys.address(30_023, "x")), ("a", &keys.address(1, "x"))]);
     let history = events.iter().fold(History::new(), History::stored).stored(&request);
     let kept: Vec<_> = events.iter().chain([&request]).collect();
-    history.leaves(&kept).await;
+    history.keeps(kept).holds_on_every_path().await;
 }
 
 /// Deleting a deletion has no effect, so what it deleted does not come back.
 #[tokio::test]
 async fn t09_a_deletion_cannot_be_deleted() {
-    let keys = Keys::new(1);
-    let note = keys.note(NOW, "gone");
-    let first = keys.deletion(NOW, &[("e", &note.id.to_hex())]);
-    let second = keys.deletion(NOW + 1, &[("e", &first.id.to_hex())]);
+    let pieces = |author| {
+        let keys = Keys::new(author);
+        let note = keys.note(NOW, "gone");
+        let first = keys.deletion(NOW, &[("e", &note.id.to_hex())]);
+        let second = keys.deletion(NOW + 1, &[("e", &first.id.to_hex())]);
+        (note, first, second)
+    };
+    let (note, first, second) = pieces(1);
     let after = History::new().stored(&note).stored(&first).stored(&second).refused(&note, DELETED);
-    after.leaves(&[&first, &second]).await;
-    History::new().stored(&second).stored(&first).refused(&note, DELETED).leaves(&[&first, &second]).await;
+    let after = after.keeps([&first, &second]);
+    let (note, first, second) = pieces(2);
+    let before = History::new().stored(&second).stored(&first).refused(&note, DELETED).keeps([&first, &second]);
+    after.then(before).holds_on_every_path().await;
 }
 
 /// Own targets go, foreign ones stay, and the request itself is accepted.
@@ -98,7 +116,12 @@ async fn t10_mixed_targets_delete_only_the_own() {
         ],
     );
     let history = History::new().stored(&own).stored(&foreign).stored(&own_list).stored(&foreign_list).stored(&request);
-    history.refused(&own, DELETED).refused(&own_list, DELETED).leaves(&[&foreign, &foreign_list, &request]).await;
+    history
+        .refused(&own, DELETED)
+        .refused(&own_list, DELETED)
+        .keeps([&foreign, &foreign_list, &request])
+        .holds_on_every_path()
+        .await;
 }
 
 /// A request whose targets are all of one sort, foreign, unreadable or absent deletes nothing else.
@@ -115,7 +138,7 @@ async fn t11_no_readable_ids_is_not_all_ids() {
     ];
     let history = bystanders.iter().chain(&requests).fold(History::new(), History::stored);
     let kept: Vec<_> = bystanders.iter().chain(&requests).collect();
-    history.leaves(&kept).await;
+    history.keeps(kept).holds_on_every_path().await;
 }
 
 /// What was deleted is refused through every door: EVENT and import, before and after restart and compaction.
@@ -133,26 +156,34 @@ async fn t12_deleted_events_stay_out_through_every_door() {
     for event in notes.iter().chain([&article]) {
         history = history.refused(event, DELETED).refused(event, DELETED);
     }
-    history.leaves(&[&request]).await;
+    history.keeps([&request]).holds_on_every_path().await;
 }
 
 /// A gift wrap's author is a throw-away key, so its recipient may delete it; anybody else named in it may not.
 #[tokio::test]
 async fn t13_a_gift_wrap_is_deleted_by_its_recipient_or_author() {
-    let (author, recipient, stranger) = (Keys::new(1), Keys::new(2), Keys::new(3));
-    let wrap = author.draft(1_059, NOW).tag(["p", &recipient.hex()]).tag(["e", &stranger.hex()]).sign();
-    let id = wrap.id.to_hex();
-    for deleter in [&recipient, &author] {
-        let request = deleter.deletion(NOW + 1, &[("e", &id)]);
-        History::new().stored(&wrap).stored(&request).refused(&wrap, DELETED).leaves(&[&request]).await;
-        History::new().stored(&request).refused(&wrap, DELETED).leaves(&[&request]).await;
+    let (recipient, stranger) = (Keys::new(2), Keys::new(3));
+    let wrap = |author: u64| {
+        let draft = Keys::new(author).draft(1_059, NOW).tag(["p", &recipient.hex()]);
+        draft.tag(["e", &stranger.hex()]).sign()
+    };
+    let delete = |by: &Keys, event: &Event| by.deletion(NOW + 1, &[("e", &event.id.to_hex())]);
+    let mut history = History::new();
+    for (author, deleter) in [(10, &recipient), (11, &Keys::new(11))] {
+        let event = wrap(author);
+        let request = delete(deleter, &event);
+        history = history.stored(&event).stored(&request).refused(&event, DELETED).keeps([&request]);
     }
-    let request = stranger.deletion(NOW + 1, &[("e", &id)]);
-    History::new().stored(&request).stored(&wrap).leaves(&[&request, &wrap]).await;
+    let event = wrap(12);
+    let request = delete(&recipient, &event);
+    history = history.stored(&request).refused(&event, DELETED).keeps([&request]);
+    let event = wrap(13);
+    let request = delete(&stranger, &event);
+    history = history.stored(&request).stored(&event).keeps([&request, &event]);
     // The privilege is for gift wraps only.
-    let note = author.draft(1, NOW).tag(["p", &recipient.hex()]).sign();
-    let request = recipient.deletion(NOW + 1, &[("e", &note.id.to_hex())]);
-    History::new().stored(&note).stored(&request).leaves(&[&note, &request]).await;
+    let note = Keys::new(14).draft(1, NOW).tag(["p", &recipient.hex()]).sign();
+    let request = delete(&recipient, &note);
+    history.stored(&note).stored(&request).keeps([&note, &request]).holds_on_every_path().await;
 }
 
 /// When the OK of a deletion arrives, the deleted words are no longer on the disk.

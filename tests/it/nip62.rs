@@ -16,48 +16,59 @@ fn vanish(keys: &Keys, at: u64, relay: &str) -> Event {
 /// Everything of the key up to the request's second goes: notes, lists, deletions; what is newer or foreign stays.
 #[tokio::test]
 async fn t14_vanish_takes_all_up_to_its_second() {
-    let (keys, other) = (Keys::new(1), Keys::new(2));
-    let gone = [
-        keys.note(NOW - 5, "old"),
-        keys.note(NOW, "same second"),
-        keys.draft(0, NOW - 1).sign(),
-        keys.draft(30_023, NOW - 1).tag(["d", "x"]).sign(),
-        keys.deletion(NOW - 1, &[("e", &"0".repeat(64))]),
-    ];
-    let stays = [
-        keys.note(NOW + 1, "newer"),
-        other.note(NOW - 5, "foreign"),
-        other.draft(1, NOW).tag(["p", &keys.hex()]).sign(),
-    ];
-    for url in [SERVICE_URL, "wss://relay.example.com", "ALL_RELAYS"] {
+    let other = Keys::new(99);
+    let mut history = History::new();
+    for (author, url) in
+        [(1, SERVICE_URL), (2, "wss://relay.example.com"), (3, "ALL_RELAYS"), (4, "WSS://Relay.example.com:443")]
+    {
+        let keys = Keys::new(author);
+        let gone = [
+            keys.note(NOW - 5, "old"),
+            keys.note(NOW, "same second"),
+            keys.draft(0, NOW - 1).sign(),
+            keys.draft(30_023, NOW - 1).tag(["d", "x"]).sign(),
+            keys.deletion(NOW - 1, &[("e", &"0".repeat(64))]),
+        ];
+        let stays = [
+            keys.note(NOW + 1, "newer"),
+            other.note(NOW - author, "foreign"),
+            other.draft(1, NOW).tag(["p", &keys.hex()]).sign(),
+        ];
         let request = vanish(&keys, NOW, url);
-        let kept: Vec<&Event> = stays.iter().chain([&request]).collect();
-        let after = gone.iter().chain(&stays).fold(History::new(), History::stored).stored(&request);
-        gone.iter().fold(after, |history, event| history.refused(event, VANISHED)).leaves(&kept).await;
-        let before =
-            gone.iter().fold(History::new().stored(&request), |history, event| history.refused(event, VANISHED));
-        stays.iter().fold(before, History::stored).leaves(&kept).await;
+        // Half of them have the request before everything, the others after it.
+        history = if author % 2 == 0 {
+            let asked = gone.iter().fold(history.stored(&request), |history, event| history.refused(event, VANISHED));
+            stays.iter().fold(asked, History::stored)
+        } else {
+            let asked = gone.iter().chain(&stays).fold(history, History::stored).stored(&request);
+            gone.iter().fold(asked, |history, event| history.refused(event, VANISHED))
+        };
+        history = history.keeps(stays.iter().chain([&request]));
     }
+    history.holds_on_every_path().await;
 }
 
 /// A request that names other relays only is refused and has no effect.
 #[tokio::test]
 async fn t14_vanish_for_another_relay_has_no_effect() {
-    let keys = Keys::new(1);
-    let note = keys.note(NOW, "stays");
-    for url in ["wss://other.example.com/", "ws://relay.example.com/", "all_relays", ""] {
-        let request = vanish(&keys, NOW + 1, url);
-        History::new().stored(&note).refused(&request, "invalid: ").leaves(&[&note]).await;
+    let mut history = History::new();
+    let urls = ["wss://other.example.com/", "ws://relay.example.com/", "all_relays", ""];
+    for (author, url) in urls.into_iter().enumerate() {
+        let keys = Keys::new(author as u64);
+        let note = keys.note(NOW, "stays");
+        history = history.stored(&note).refused(&vanish(&keys, NOW + 1, url), "invalid: ").keeps([&note]);
     }
+    history.holds_on_every_path().await;
 }
 
 /// Requests to vanish stay, as the relay's record of why it refuses: older and newer ones, in any order.
 #[tokio::test]
 async fn t14_requests_to_vanish_stay() {
-    let keys = Keys::new(1);
-    let [old, new] = [NOW, NOW + 1].map(|at| vanish(&keys, at, "ALL_RELAYS"));
-    History::new().stored(&old).stored(&new).leaves(&[&old, &new]).await;
-    History::new().stored(&new).stored(&old).leaves(&[&old, &new]).await;
+    let both = |author| [NOW, NOW + 1].map(|at| vanish(&Keys::new(author), at, "ALL_RELAYS"));
+    let [old, new] = both(1);
+    let history = History::new().stored(&old).stored(&new).keeps([&old, &new]);
+    let [old, new] = both(2);
+    history.stored(&new).stored(&old).keeps([&old, &new]).holds_on_every_path().await;
 }
 
 /// Gift wraps to the key go too, later ones come in again.
@@ -68,19 +79,24 @@ async fn t14_vanish_takes_gift_wraps_to_the_key() {
     let (to_key, to_friend, later) = (wrap(NOW, &keys), wrap(NOW, &friend), wrap(NOW + 1, &keys));
     let request = vanish(&keys, NOW, SERVICE_URL);
     let history = History::new().stored(&to_key).stored(&to_friend).stored(&request).refused(&to_key, VANISHED);
-    history.stored(&later).leaves(&[&to_friend, &later, &request]).await;
+    history.stored(&later).keeps([&to_friend, &later, &request]).holds_on_every_path().await;
 }
 
 /// A deletion request against a request to vanish has no effect.
 #[tokio::test]
 async fn t14_a_vanish_cannot_be_deleted() {
-    let keys = Keys::new(1);
-    let note = keys.note(NOW, "gone");
-    let request = vanish(&keys, NOW, "ALL_RELAYS");
-    let deletion = keys.deletion(NOW + 1, &[("e", &request.id.to_hex())]);
+    let pieces = |author| {
+        let keys = Keys::new(author);
+        let request = vanish(&keys, NOW, "ALL_RELAYS");
+        let deletion = keys.deletion(NOW + 1, &[("e", &request.id.to_hex())]);
+        (keys.note(NOW, "gone"), request, deletion)
+    };
+    let (note, request, deletion) = pieces(1);
     let history = History::new().stored(&note).stored(&request).stored(&deletion).refused(&note, VANISHED);
-    history.leaves(&[&request, &deletion]).await;
-    History::new().stored(&deletion).stored(&request).refused(&note, VANISHED).leaves(&[&request, &deletion]).await;
+    let history = history.keeps([&request, &deletion]);
+    let (note, request, deletion) = pieces(2);
+    let history = history.stored(&deletion).stored(&request).refused(&note, VANISHED).keeps([&request, &deletion]);
+    history.holds_on_every_path().await;
 }
 
 /// When the OK arrives, the words are no longer on the disk, those of gift wraps included.

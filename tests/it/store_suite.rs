@@ -16,8 +16,10 @@ use crate::support::{Keys, NOW, ids, verified};
 
 type Make<'m> = &'m dyn Fn() -> Arc<dyn Store>;
 
-/// Every check, with its name for the message of a failure.
-const CHECKS: [(&str, fn(Make)); 17] = [
+/// A check, with its name for the message of a failure.
+type Check = (&'static str, fn(Make));
+
+const CHECKS: [Check; 17] = [
     ("an empty store has nothing", an_empty_store_has_nothing),
     ("verdicts come in batch order", verdicts_come_in_batch_order),
     ("a batch sees its earlier writes", a_batch_sees_its_earlier_writes),

@@ -135,7 +135,7 @@ mod tests {
         let tally = report.tally;
         drop(import);
         // The checking threads hold the store until they notice that the run is over.
-        store::with_open(config, &opened, |_| Ok(())).unwrap();
+        opened.close(std::time::Instant::now() + Duration::from_secs(60)).unwrap();
         drop(opened);
         (ended, tally, said)
     }

@@ -15,10 +15,10 @@ use crate::cli::interrupt::Interrupt;
 use crate::cli::remote::{self, Link};
 use crate::error::Error;
 use crate::protocol::supersede::Verdict;
-use crate::protocol::{Event, EventId, Kind, message};
+use crate::protocol::{Event, EventId, message};
 
 /// Events that wait for the relay's answer. Enough to fill its batches, and below what makes it stop reading.
-const UNANSWERED_MAX: usize = 100;
+const UNANSWERED_MAX: usize = 200;
 
 /// Bytes of `["EVENT",` and `]` around an event.
 const ENVELOPE_BYTES: usize = 10;
@@ -27,7 +27,6 @@ const ENVELOPE_BYTES: usize = 10;
 #[derive(Debug)]
 struct Outgoing {
     id: EventId,
-    kind: Kind,
     message: String,
 }
 
@@ -59,8 +58,12 @@ fn no_threads(error: std::io::Error) -> Error {
     Error::Failed(format!("cannot start threads: {error}"))
 }
 
-/// What can be said of an event without its signature, which the relay checks.
+/// What can be said of an event without its signature, which the relay checks. An ephemeral event is not sent: it would
+/// be news to those who listen, long after its time.
 fn prepare(event: &Event, message_bytes_max: usize) -> Result<Outgoing, Refused> {
+    if event.kind.is_ephemeral() {
+        return Err(refused(Outcome::Ephemeral, ""));
+    }
     let canonical = event.canonical();
     let bytes = canonical.json.len();
     if bytes + ENVELOPE_BYTES > message_bytes_max {
@@ -68,7 +71,7 @@ fn prepare(event: &Event, message_bytes_max: usize) -> Result<Outgoing, Refused>
         return Err(refused(Outcome::TooLarge, &reason));
     }
     let json = std::str::from_utf8(&canonical.json).expect("canonical JSON is text");
-    Ok(Outgoing { id: event.id, kind: event.kind, message: message::publish(json) })
+    Ok(Outgoing { id: event.id, message: message::publish(json) })
 }
 
 type Forwarded = std::io::Result<CheckedChunk<Outgoing>>;
@@ -93,7 +96,7 @@ struct Sending<'a, 'r> {
     link: Link,
     waiting: VecDeque<Checked<Outgoing>>,
     /// Lines by the id that their answer will name; a file may hold an event twice.
-    unanswered: HashMap<EventId, VecDeque<(u64, Kind)>>,
+    unanswered: HashMap<EventId, VecDeque<u64>>,
     count: usize,
     report: &'a mut Report<'r>,
 }
@@ -133,7 +136,7 @@ impl Sending<'_, '_> {
         {
             match checked.result {
                 Ok(event) => {
-                    self.unanswered.entry(event.id).or_default().push_back((checked.line, event.kind));
+                    self.unanswered.entry(event.id).or_default().push_back(checked.line);
                     self.count += 1;
                     self.link.feed(event.message).await?;
                 }
@@ -146,10 +149,13 @@ impl Sending<'_, '_> {
     fn take_answer(&mut self, text: &str) -> Result<(), Error> {
         let Some((id, accepted, reason)) = read_ok(text) else { return Ok(()) };
         let Some(lines) = self.unanswered.get_mut(&id) else { return Ok(()) };
-        if let Some((line, kind)) = lines.pop_front() {
+        if let Some(line) = lines.pop_front() {
             self.count -= 1;
-            let Some(outcome) = outcome(kind, accepted, &reason) else {
-                return Err(remote::failed(self.url, &format!("did not store line {line}: {reason}")));
+            let Some(outcome) = outcome(accepted, &reason) else {
+                return Err(remote::failed(
+                    self.url,
+                    &format!("did not store line {line}: {reason}; its log may say more"),
+                ));
             };
             self.report.add(line, outcome, &reason);
         }
@@ -169,7 +175,7 @@ fn read_ok(text: &str) -> Option<(EventId, bool, String)> {
 }
 
 /// What an `OK` says. `None`: the relay has a problem of its own, which the next event would meet too.
-fn outcome(kind: Kind, accepted: bool, reason: &str) -> Option<Outcome> {
+fn outcome(accepted: bool, reason: &str) -> Option<Outcome> {
     let told = [Verdict::Superseded, Verdict::Deleted, Verdict::Vanished, Verdict::Expired];
     if let Some(verdict) = told.into_iter().find(|verdict| verdict.to_string() == reason) {
         return Some(verdict.into());
@@ -177,7 +183,6 @@ fn outcome(kind: Kind, accepted: bool, reason: &str) -> Option<Outcome> {
     let prefix = reason.split_once(':').map_or("", |(prefix, _)| prefix);
     match (accepted, prefix) {
         (true, "duplicate") => Some(Outcome::AlreadyStored),
-        (true, _) if kind.is_ephemeral() => Some(Outcome::Ephemeral),
         (true, _) => Some(Outcome::Imported),
         (false, "invalid") => Some(Outcome::Invalid),
         (false, "error") => None,
@@ -189,13 +194,15 @@ fn outcome(kind: Kind, accepted: bool, reason: &str) -> Option<Outcome> {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use std::io::Cursor;
+
     use super::*;
     use crate::cli::testing;
+    use crate::store::Store;
 
     /// The relay's words lead to the same outcomes as the store's own.
     #[test]
     fn answers_are_counted_as_the_store_would() {
-        let note = Kind(1);
         for (accepted, reason, expected) in [
             (true, Verdict::Store.to_string(), Some(Outcome::Imported)),
             (true, Verdict::Duplicate.to_string(), Some(Outcome::AlreadyStored)),
@@ -207,9 +214,8 @@ mod tests {
             (false, "blocked: protected events are not accepted here".to_owned(), Some(Outcome::Refused)),
             (false, "error: the disk is full".to_owned(), None),
         ] {
-            assert_eq!(outcome(note, accepted, &reason), expected, "{reason}");
+            assert_eq!(outcome(accepted, &reason), expected, "{reason}");
         }
-        assert_eq!(outcome(Kind(20_000), true, ""), Some(Outcome::Ephemeral));
     }
 
     /// Only a whole OK counts as one.
@@ -222,6 +228,13 @@ mod tests {
         }
     }
 
+    /// An ephemeral event is counted and not sent.
+    #[test]
+    fn ephemeral_events_stay_here() {
+        let refused = prepare(&testing::event(20_001, 1, &[], ""), 1_000).unwrap_err();
+        assert_eq!(refused.outcome, Outcome::Ephemeral);
+    }
+
     /// The bound is on the whole message, as the relay's is.
     #[test]
     fn an_event_must_fit_into_a_message() {
@@ -229,5 +242,49 @@ mod tests {
         let message = message::publish(&testing::json(&event));
         assert_eq!(prepare(&event, message.len()).unwrap().message, message);
         assert_eq!(prepare(&event, message.len() - 1).unwrap_err().outcome, Outcome::TooLarge);
+    }
+
+    /// More events than may be unanswered, good and bad, come to the same as in a store of one's own.
+    #[test]
+    fn a_running_relay_takes_a_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let relay = testing::Relay::start(testing::config_for(folder.path()));
+        let mut lines: Vec<String> = (0..500).map(|n| testing::json(&testing::note(n, ""))).collect();
+        lines.insert(3, "no event".to_owned());
+        lines.insert(30, lines[0].clone());
+        lines.insert(60, testing::json(&testing::note(5, "forged")).replace("forged", "changed"));
+        lines.insert(90, testing::json(&testing::event(20_001, 5, &[], "")));
+        let import = || {
+            let input = Lines::new(Cursor::new(lines.join("\n")), 100_000).unwrap();
+            let mut said = Vec::new();
+            let mut say = |text: &str| said.push(text.to_owned());
+            let mut report = Report::new(&mut say);
+            let (_tell, interrupt) = Interrupt::by_hand();
+            let ended = run(&relay.url, input, 500_000, interrupt, &mut report);
+            assert!(matches!(ended, Ok(Ended::Whole)), "{ended:?}");
+            let tally = report.tally;
+            said.sort();
+            assert!(said[0].starts_with("line 4: no event") && said[1].starts_with("line 61: invalid"), "{said:?}");
+            tally.for_people()
+        };
+        let rest = "ephemeral (not stored) 1 · unreadable 1 · invalid 1";
+        assert_eq!(import(), format!("imported 500 · already stored 1 · {rest}"));
+        assert_eq!(import(), format!("imported 0 · already stored 501 · {rest}"));
+        assert_eq!(relay.store.stats().events, 500);
+    }
+
+    /// An interruption waits for the answers that are due and sends nothing more.
+    #[test]
+    fn an_interruption_waits_for_due_answers() {
+        let folder = tempfile::tempdir().unwrap();
+        let relay = testing::Relay::start(testing::config_for(folder.path()));
+        let (tell, interrupt) = Interrupt::by_hand();
+        tell.send_replace(true);
+        let input = Cursor::new(testing::json(&testing::note(1, "")));
+        let mut say = |_: &str| {};
+        let mut report = Report::new(&mut say);
+        let ended = run(&relay.url, Lines::new(input, 100_000).unwrap(), 500_000, interrupt, &mut report);
+        assert!(matches!(ended, Ok(Ended::Interrupted)), "{ended:?}");
+        assert_eq!(report.tally.lines(), relay.store.stats().events);
     }
 }

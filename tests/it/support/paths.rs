@@ -3,18 +3,19 @@
 use serde_json::json;
 use sledge::protocol::Event;
 
-use super::binary::{Binary, lines};
+use super::binary::Binary;
 use super::stores::in_order;
 use super::{Keys, Relay, ids};
 
-/// Events in the order they are published, and what each must be answered.
+/// Events in the order they are published, what each must be answered, and what remains.
 #[derive(Default)]
-pub struct History<'e> {
-    steps: Vec<Step<'e>>,
+pub struct History {
+    steps: Vec<Step>,
+    kept: Vec<Event>,
 }
 
-struct Step<'e> {
-    event: &'e Event,
+struct Step {
+    event: Event,
     answer: Answer,
 }
 
@@ -28,51 +29,67 @@ enum Answer {
     Refused(&'static str),
 }
 
-impl<'e> History<'e> {
+impl History {
     pub fn new() -> Self {
         History::default()
     }
 
-    fn step(mut self, event: &'e Event, answer: Answer) -> Self {
-        self.steps.push(Step { event, answer });
+    fn step(mut self, event: &Event, answer: Answer) -> Self {
+        self.steps.push(Step { event: event.clone(), answer });
         self
     }
 
-    pub fn stored(self, event: &'e Event) -> Self {
+    pub fn stored(self, event: &Event) -> Self {
         self.step(event, Answer::Stored)
     }
 
-    pub fn duplicate(self, event: &'e Event) -> Self {
+    pub fn duplicate(self, event: &Event) -> Self {
         self.step(event, Answer::Duplicate)
     }
 
-    pub fn refused(self, event: &'e Event, prefix: &'static str) -> Self {
+    pub fn refused(self, event: &Event, prefix: &'static str) -> Self {
         self.step(event, Answer::Refused(prefix))
     }
 
-    /// Checks that exactly `kept` remains: answered to REQ and COUNT, after publishing, after a restart, after
-    /// publishing everything again, after import, a second import and compaction, and that live subscribers got what
-    /// was stored and nothing else.
-    pub async fn leaves(self, kept: &[&Event]) {
-        let relay = self.publish(kept).await;
-        let relay = relay.restart().await;
-        self.reads(&relay, kept, "after a restart").await;
-        self.publish_again(&relay).await;
-        self.reads(&relay, kept, "after everything was published again").await;
-        let stopped = relay.stop().await;
-        let binary = Binary::on(stopped.dir());
-        self.exports(&binary, kept, "of the relay's directory");
-        binary.run(&["compact"]).ok();
-        self.exports(&binary, kept, "after compaction");
-        binary.import(self.steps.iter().map(|step| step.event));
-        self.exports(&binary, kept, "after compaction and import");
-        let relay = stopped.start().await;
-        self.publish_again(&relay).await;
-        self.reads(&relay, kept, "after compaction and publishing again").await;
-        self.imports(kept);
+    /// What remains of it.
+    pub fn keeps<'e>(mut self, kept: impl IntoIterator<Item = &'e Event>) -> Self {
+        self.kept.extend(kept.into_iter().cloned());
+        self
     }
 
-    async fn publish(&self, kept: &[&Event]) -> Relay {
+    /// A history of other keys, which goes on in the same relay.
+    pub fn then(mut self, next: History) -> Self {
+        self.steps.extend(next.steps);
+        self.kept.extend(next.kept);
+        self
+    }
+
+    /// Checks that exactly what was to be kept remains: answered to REQ and COUNT, after publishing, after a restart,
+    /// after publishing everything again, after import, a second import and compaction, and that live subscribers got
+    /// what was stored and nothing else.
+    pub async fn holds_on_every_path(self) {
+        let relay = self.publish().await;
+        let relay = relay.restart().await;
+        self.reads(&relay, "after a restart").await;
+        self.publish_again(&relay).await;
+        self.reads(&relay, "after everything was published again").await;
+        let stopped = relay.stop().await;
+        let binary = Binary::on(stopped.dir());
+        self.exports(&binary, "of the relay's directory");
+        binary.run(&["compact"]).ok();
+        binary.import(self.events());
+        self.exports(&binary, "after compaction and import");
+        let relay = stopped.start().await;
+        self.publish_again(&relay).await;
+        self.reads(&relay, "after compaction and publishing again").await;
+        self.imports();
+    }
+
+    fn events(&self) -> impl Iterator<Item = &Event> {
+        self.steps.iter().map(|step| &step.event)
+    }
+
+    async fn publish(&self) -> Relay {
         let relay = Relay::start().await;
         let mut reader = relay.client().await;
         reader.req("live", &[json!({"limit": 0})]).await;
@@ -86,10 +103,10 @@ impl<'e> History<'e> {
             };
             assert!(as_expected, "step {at}: {event:?}\nwas answered {accepted} {text:?}");
         }
-        self.reads(&relay, kept, "as published").await;
+        self.reads(&relay, "as published").await;
         let last = Keys::new(u64::MAX).draft(20_001, super::NOW).sign();
         publisher.publish(&last).await;
-        let broadcast = self.steps.iter().filter(|step| step.answer == Answer::Stored).map(|step| step.event);
+        let broadcast = self.steps.iter().filter(|step| step.answer == Answer::Stored).map(|step| &step.event);
         assert_eq!(reader.live_before("live", &last.id.to_hex()).await, ids(broadcast), "live");
         relay
     }
@@ -98,34 +115,30 @@ impl<'e> History<'e> {
     async fn publish_again(&self, relay: &Relay) {
         let mut client = relay.client().await;
         for step in &self.steps {
-            client.publish(step.event).await;
+            client.publish(&step.event).await;
         }
     }
 
-    async fn reads(&self, relay: &Relay, kept: &[&Event], when: &str) {
+    async fn reads(&self, relay: &Relay, when: &str) {
         let mut client = relay.client().await;
-        let expected = in_order(kept.iter().copied());
+        let expected = in_order(&self.kept);
         assert_eq!(client.query_ids(json!({})).await, expected, "REQ {{}} {when}");
-        let all = json!({"ids": ids(self.steps.iter().map(|step| step.event))});
+        let all = json!({"ids": ids(self.events())});
         assert_eq!(client.query_ids(all.clone()).await, expected, "REQ by ids {when}");
-        assert_eq!(client.count(&[all, json!({})]).await, kept.len() as u64, "COUNT {when}");
+        assert_eq!(client.count(&[all, json!({})]).await, self.kept.len() as u64, "COUNT {when}");
     }
 
-    fn exports(&self, binary: &Binary, kept: &[&Event], when: &str) {
-        let mut expected = ids(kept.iter().copied());
+    fn exports(&self, binary: &Binary, when: &str) {
+        let mut expected = ids(&self.kept);
         expected.sort();
         assert_eq!(binary.exported_ids(), expected, "export {when}");
     }
 
-    fn imports(&self, kept: &[&Event]) {
+    fn imports(&self) {
         let binary = Binary::new();
-        let input = lines(self.steps.iter().map(|step| step.event));
-        for when in ["after import", "after a second import"] {
-            binary.run_with(&["import", "-"], input.as_bytes()).ok();
-            self.exports(&binary, kept, when);
-        }
-        binary.run(&["compact"]).ok();
-        binary.run_with(&["import", "-"], input.as_bytes()).ok();
-        self.exports(&binary, kept, "after import, compaction and import");
+        binary.import(self.events());
+        self.exports(&binary, "after import");
+        binary.import(self.events());
+        self.exports(&binary, "after a second import");
     }
 }
