@@ -12,7 +12,6 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, TryLockError};
 use std::time::{Duration, Instant};
 
-use super::StoreError;
 use super::embedded::{EmbeddedStore, Files, WriterState};
 use super::fault;
 use super::index::Key;
@@ -21,6 +20,7 @@ use super::open::{self, Replay};
 use super::pack::{self, Packer};
 use super::record::{self, Record, Removed};
 use super::schema::{self, Place};
+use super::{Store, StoreError};
 
 /// The writer is held for at most about this many bytes of log.
 const REST_BYTES_MAX: u64 = 1 << 20;
@@ -58,7 +58,7 @@ impl<'p> Pace<'p> {
 }
 
 /// What compaction came to.
-#[derive(Clone, Copy, Debug, Default, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct CompactReport {
     /// Events that are stored, before as after.
     pub events: u64,
@@ -70,8 +70,7 @@ pub struct CompactReport {
 
 /// Bytes that compaction takes beside the present files, for a while: the live part of the log and a new index.
 pub fn bytes_needed(store: &EmbeddedStore) -> u64 {
-    let (state, files) = store.writer_and_files();
-    files.log.end().saturating_sub(state.dead_bytes) + files.index.bytes_on_disk()
+    store.stats().compaction_bytes_needed()
 }
 
 /// Compacts the store.

@@ -130,7 +130,7 @@ pub enum Removal {
 }
 
 /// Figures about a store.
-#[derive(Clone, Debug, Default, serde::Serialize)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct StoreStats {
     /// Events that can be read.
     pub events: u64,
@@ -142,6 +142,18 @@ pub struct StoreStats {
     pub index_bytes: u64,
     /// Index entries in memory that are not yet in the index on disk.
     pub buffered_entries: u64,
+}
+
+impl StoreStats {
+    /// Bytes of the log that hold what is stored.
+    pub fn live_bytes(&self) -> u64 {
+        self.log_bytes.saturating_sub(self.dead_bytes)
+    }
+
+    /// Bytes that compaction takes beside the present files, for a while: the live part of the log and a new index.
+    pub fn compaction_bytes_needed(&self) -> u64 {
+        self.live_bytes() + self.index_bytes
+    }
 }
 
 /// Why a store could not do what was asked.

@@ -28,3 +28,4 @@ mod nip67;
 mod nip70;
 mod real_events;
 mod store_suite;
+mod upkeep;
