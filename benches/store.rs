@@ -116,6 +116,6 @@ fn print_disk_figures() {
     for ids in half.chunks(1000) {
         store.remove(ids, Removal::Operator).unwrap();
     }
-    compact::compact(&store, &compact::Pace { share: 1.0, progress: &|_, _| {} }).unwrap();
+    compact::compact(&store, &compact::Pace::flat_out(&|_, _| {})).unwrap();
     show("after deleting half and compacting", &store);
 }

@@ -169,6 +169,12 @@ pub struct Storage {
     pub index_open_timeout_secs: u64,
     /// Time between sweeps for expired events, seconds.
     pub expiry_sweep_secs: u64,
+    /// Share of the event log that must be dead before the relay compacts by itself; 1 = never.
+    pub compact_dead_share: f64,
+    /// MiB of the event log that must be dead before the relay compacts by itself.
+    pub compact_dead_mb_min: u64,
+    /// Share of the time in which compaction beside a serving relay works rather than rests.
+    pub compact_share: f64,
     /// Whether compaction compresses what it keeps.
     pub compress: bool,
 }
@@ -306,6 +312,11 @@ impl Storage {
     /// Time in which the index must open before it is rebuilt.
     pub fn index_open_timeout(&self) -> Duration {
         Duration::from_secs(self.index_open_timeout_secs)
+    }
+
+    /// Bytes of the event log that must be dead before the relay compacts by itself.
+    pub fn compact_dead_bytes_min(&self) -> u64 {
+        self.compact_dead_mb_min.saturating_mul(MIB as u64)
     }
 
     /// Time between sweeps for expired events.

@@ -5,17 +5,20 @@ use std::process::ExitCode;
 
 use clap::Args;
 
+use super::control;
 use super::progress::{self, count_of_events, size};
-use super::store;
+use super::store::{self, Access};
 use crate::config::Config;
 use crate::error::Error;
+use crate::server::control::{Answer, Request};
 use crate::store::compact::{CompactReport, Pace, bytes_needed, compact};
 
 /// Rewrite the store without what was deleted or replaced
 ///
 /// Writes a new generation of the store that holds live events only, then switches to it. Needs free disk space for
 /// the live events and says how much before it starts; an interrupted run leaves the old generation in force.
-/// The store must not be in use by `sledge serve`.
+/// While `sledge serve` has the store, the relay does it, at the pace that `compact_share` in the settings allows; it goes
+/// on when this command is ended.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
   sledge --store sledge-data compact")]
@@ -23,20 +26,40 @@ pub struct CompactArgs {}
 
 /// Compacts, and says what was gained.
 pub fn run(config: &Config, out: &mut impl Write) -> Result<ExitCode, Error> {
-    let report = store::with_existing(config, |opened| {
-        super::say(&format!("compacting needs about {} of free disk space", size(bytes_needed(opened))));
-        let bar = progress::bytes("compacting", None);
-        let pace = Pace {
-            share: 1.0,
-            progress: &|done, total| {
-                bar.set_length(total);
-                bar.set_position(done);
-            },
-        };
-        compact(opened, &pace).map_err(|error| store::failed(config, error))
-    })?;
+    store::must_exist(config)?;
+    let report = match store::open_or_reach(config)? {
+        Access::Own(opened) => store::with_open(config, &opened, |opened| {
+            tell_need(bytes_needed(opened));
+            with_bar(|progress| compact(opened, &Pace::flat_out(progress)))
+                .map_err(|error| store::failed(config, error))
+        })?,
+        Access::Relay(_) => by_relay(config)?,
+    };
     super::print(out, &summary(&report))?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn by_relay(config: &Config) -> Result<CompactReport, Error> {
+    match control::ask(config, Request::Status, &|_, _| {})? {
+        Answer::Status(status) => tell_need(status.stats.compaction_bytes_needed()),
+        other => return Err(control::strange(&other)),
+    }
+    match with_bar(|progress| control::ask(config, Request::Compact, progress))? {
+        Answer::Report(report) => Ok(report.unwrap_or_default()),
+        other => Err(control::strange(&other)),
+    }
+}
+
+fn tell_need(bytes: u64) {
+    super::say(&format!("compacting needs about {} of free disk space", size(bytes)));
+}
+
+fn with_bar<T>(work: impl FnOnce(&dyn Fn(u64, u64)) -> T) -> T {
+    let bar = progress::bytes("compacting", None);
+    work(&|done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    })
 }
 
 fn summary(report: &CompactReport) -> String {

@@ -5,6 +5,7 @@
 
 mod completions;
 mod config;
+mod control;
 mod filter;
 mod interrupt;
 mod key;

@@ -63,7 +63,10 @@ pub fn run(args: &ServeArgs, mut config: Config) -> Result<ExitCode, Error> {
 async fn serve(config: &Arc<Config>, opened: &Arc<EmbeddedStore>, mut interrupt: Interrupt) -> Result<(), Error> {
     let store: Arc<dyn Store> = opened.clone();
     let server = Server::start(Arc::clone(config), store, Clock::system()).await;
-    let server = server.map_err(|error| cannot_listen(config.listen, &error))?;
+    let mut server = server.map_err(|error| cannot_listen(config.listen, &error))?;
+    if let Err(error) = server.listen_for_commands(&opened.path()) {
+        tracing::warn!(%error, "no control socket: `sledge compact` and `sledge status` will not reach this relay");
+    }
     let owner = format!("sledge serve (process {}) on ws://{}", std::process::id(), reachable(server.addr()));
     opened.describe_owner(&owner).map_err(|error| store::failed(config, error))?;
     announce(server.addr());

@@ -7,16 +7,16 @@ use clap::Args;
 use serde::Serialize;
 
 use super::progress::{number, size};
-use super::store::Access;
-use super::{filter, remote, store};
+use super::store::{self, Access};
 use crate::config::Config;
 use crate::error::Error;
+use crate::server::control::{self, Answer, Request};
 use crate::store::{Store, StoreStats, log, schema};
 
 /// Describe the store: events, bytes, generation
 ///
 /// Prints how many events the store holds, how much disk it takes, and how much of that a compaction would free. While
-/// `sledge serve` has the store, prints where it runs and how many events it has.
+/// `sledge serve` has the store, asks the relay, and also prints how long it runs and how many clients it has.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   sledge status
@@ -42,7 +42,8 @@ struct Status {
 struct Served {
     path: String,
     relay: String,
-    events: u64,
+    #[serde(flatten)]
+    status: Box<control::Status>,
 }
 
 /// Prints the figures.
@@ -55,11 +56,13 @@ pub fn run(args: &StatusArgs, config: &Config, out: &mut impl Write) -> Result<E
             let status = Status { path, stats, log_format: log::FORMAT_VERSION, index_schema: schema::SCHEMA_VERSION };
             if args.json { json(&status) } else { status.for_people() }
         }
-        Access::Relay(relay) => {
-            let events = remote::count(&relay, &[filter::read("{}")?])?;
-            let served = Served { path, relay, events };
-            if args.json { json(&served) } else { served.for_people() }
-        }
+        Access::Relay(relay) => match super::control::ask(config, Request::Status, &|_, _| {})? {
+            Answer::Status(status) => {
+                let served = Served { path, relay, status };
+                if args.json { json(&served) } else { served.for_people() }
+            }
+            other => return Err(super::control::strange(&other)),
+        },
     };
     super::print(out, &text)?;
     Ok(ExitCode::SUCCESS)
@@ -71,27 +74,45 @@ fn json(status: &impl Serialize) -> String {
 
 impl Status {
     fn for_people(&self) -> String {
-        let stats = &self.stats;
-        let rows = [
-            ("store", self.path.clone()),
-            ("events", number(stats.events)),
-            ("event log", format!("{} (format {})", size(stats.log_bytes), self.log_format)),
-            ("to be freed", format!("{} by `sledge compact`", size(stats.dead_bytes))),
-            ("index", format!("{} (schema {})", size(stats.index_bytes), self.index_schema)),
-            ("not yet indexed", format!("{} entries", number(stats.buffered_entries))),
-        ];
+        let mut rows = vec![("store", self.path.clone())];
+        rows.extend(store_rows(&self.stats));
+        rows.push(("formats", format!("log {}, index schema {}", self.log_format, self.index_schema)));
         table(&rows)
     }
 }
 
+fn store_rows(stats: &StoreStats) -> Vec<(&'static str, String)> {
+    vec![
+        ("events", number(stats.events)),
+        ("event log", size(stats.log_bytes)),
+        ("to be freed", format!("{} by `sledge compact`", size(stats.dead_bytes))),
+        ("index", size(stats.index_bytes)),
+        ("not yet indexed", format!("{} entries", number(stats.buffered_entries))),
+    ]
+}
+
 impl Served {
     fn for_people(&self) -> String {
-        let rows = [
+        let mut rows = vec![
             ("store", self.path.clone()),
             ("in use by", format!("the relay on {}", self.relay)),
-            ("events", number(self.events)),
+            ("up for", duration(self.status.uptime_secs)),
+            ("connections", number(self.status.connections as u64)),
+            ("subscriptions", number(self.status.subscriptions as u64)),
         ];
+        rows.extend(store_rows(&self.status.stats));
         table(&rows)
+    }
+}
+
+/// Seconds as people say them, in the two largest units.
+fn duration(secs: u64) -> String {
+    let (minutes, hours, days) = (secs / 60, secs / 3_600, secs / 86_400);
+    match secs {
+        0..60 => format!("{secs} s"),
+        60..3_600 => format!("{minutes} min {} s", secs % 60),
+        3_600..86_400 => format!("{hours} h {} min", minutes % 60),
+        _ => format!("{} d {} h", number(days), hours % 24),
     }
 }
 
@@ -106,6 +127,16 @@ mod tests {
     use super::*;
     use crate::cli::testing;
 
+    /// The two largest units, and no others.
+    #[test]
+    fn durations_are_readable() {
+        for (secs, expected) in
+            [(59, "59 s"), (61, "1 min 1 s"), (3_599, "59 min 59 s"), (7_260, "2 h 1 min"), (90_061, "1 d 1 h")]
+        {
+            assert_eq!(duration(secs), expected);
+        }
+    }
+
     /// People get units, programs get plain numbers under stable names.
     #[test]
     fn figures_for_people_and_for_programs() {
@@ -117,7 +148,7 @@ mod tests {
             String::from_utf8(out).unwrap()
         };
         let told = status(false);
-        assert!(told.contains("events           3\n") && told.contains(" KiB (format 1)"), "{told}");
+        assert!(told.contains("events           3\n") && told.contains("log 1, index schema "), "{told}");
         let json: serde_json::Value = serde_json::from_str(&status(true)).unwrap();
         assert_eq!(json["events"], 3);
         assert_eq!(json["path"], folder.path().to_str().unwrap());

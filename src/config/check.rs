@@ -20,6 +20,7 @@ pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
     if config.store.is_empty() {
         return Err(config.refuse("store", "must name a directory"));
     }
+    check_shares(config)?;
     check_relations(config)?;
     check_service_url(config)
 }
@@ -66,7 +67,21 @@ fn storage_ranges(config: &Config) -> Vec<Range> {
         ("storage.index_cache_mb", s.index_cache_mb as u64, 0..=65_536),
         ("storage.index_open_timeout_secs", s.index_open_timeout_secs, 1..=DAY_SECS),
         ("storage.expiry_sweep_secs", s.expiry_sweep_secs, 1..=DAY_SECS),
+        ("storage.compact_dead_mb_min", s.compact_dead_mb_min, 0..=MIB),
     ]
+}
+
+/// Shares of a whole. Compaction that hardly ever works would never catch up with the writer.
+fn check_shares(config: &Config) -> Result<(), ConfigError> {
+    let s = &config.storage;
+    for (key, value, low) in
+        [("storage.compact_dead_share", s.compact_dead_share, 0.05), ("storage.compact_share", s.compact_share, 0.01)]
+    {
+        if !(low..=1.0).contains(&value) {
+            return Err(config.refuse(key, format!("must be from {low} to 1.0, not {value}")));
+        }
+    }
+    Ok(())
 }
 
 /// Pairs of which the first must not be above the second. Two messages must fit a connection's queue, so that one
@@ -153,6 +168,7 @@ mod tests {
                 "service_url = \"https://relay.example.com\"\n",
                 "my.toml:1: service_url: must start with wss:// or ws:// and name a host",
             ),
+            ("[storage]\ncompact_share = 0.0\n", "my.toml:2: storage.compact_share: must be from 0.01 to 1.0, not 0"),
             ("store = \"\"\n", "my.toml:1: store: must name a directory"),
             ("service_url = \"wss://\"\n", "my.toml:1: service_url: must start with wss:// or ws:// and name a host"),
         ] {

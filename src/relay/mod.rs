@@ -6,6 +6,7 @@
 pub mod clock;
 pub mod fanout;
 pub mod ingest;
+pub mod maintenance;
 pub mod outbox;
 pub mod query;
 pub mod sweeper;
@@ -21,13 +22,15 @@ use std::time::Instant;
 pub use clock::Clock;
 use fanout::Fanout;
 use ingest::{Ingest, Rejection, Source};
+use maintenance::Maintenance;
 use outbox::{Outbox, Serial};
 use query::{Job, Queries};
 use writer::{Submission, Writer};
 
 use crate::config::Config;
 use crate::protocol::{Event, Filter, Verified};
-use crate::store::{Store, StoreError};
+use crate::store::compact::CompactReport;
+use crate::store::{Store, StoreError, StoreStats};
 
 /// Locks; a panic elsewhere while holding the lock is no reason to stop serving, since no guarded state here is left
 /// half changed by code that can panic.
@@ -44,6 +47,7 @@ pub struct Relay {
     fanout: Arc<Fanout>,
     writer: Writer,
     queries: Queries,
+    maintenance: Maintenance,
     connections: AtomicU64,
 }
 
@@ -70,8 +74,10 @@ impl Relay {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let queries = Queries::start(store.clone(), &config.limits, config.limits.query_threads_on(cores))?;
         let writer = Writer::start(store.clone(), fanout.clone(), clock.clone(), &config.storage)?;
+        let maintenance = Maintenance::start(store.clone(), &config.storage)?;
         let ingest = Ingest::new(config.clone(), store.clone());
-        Ok(Relay { config, store, clock, ingest, fanout, writer, queries, connections: AtomicU64::new(0) })
+        let connections = AtomicU64::new(0);
+        Ok(Relay { config, store, clock, ingest, fanout, writer, queries, maintenance, connections })
     }
 
     /// The settings.
@@ -110,6 +116,24 @@ impl Relay {
         self.queries.begin(Job::count(outbox, serial, filters, self.clock.now()));
     }
 
+    /// Compacts the store on the calling thread; see [`Maintenance::compact`].
+    ///
+    /// # Errors
+    /// As [`Maintenance::compact`].
+    pub fn compact(&self, progress: &dyn Fn(u64, u64)) -> Result<Option<CompactReport>, StoreError> {
+        self.maintenance.compact(progress)
+    }
+
+    /// Figures about the store.
+    pub fn stats(&self) -> StoreStats {
+        self.store.stats()
+    }
+
+    /// Open subscriptions, of all connections.
+    pub fn subscriptions(&self) -> usize {
+        self.fanout.len()
+    }
+
     /// Goes on with a query whose page was written.
     pub fn resume(&self, job: Job) {
         self.queries.resume(job);
@@ -126,6 +150,9 @@ impl Relay {
     /// # Errors
     /// When the store's last writes fail. Nothing that was answered is lost even then.
     pub fn stop(&self, deadline: Instant) -> Result<(), StoreError> {
+        if !self.maintenance.stop(deadline) {
+            tracing::warn!("compaction is still busy at the end of the time for stopping; it has changed nothing");
+        }
         if !self.writer.stop(deadline) {
             tracing::warn!("the writer is still busy at the end of the time for stopping");
         }

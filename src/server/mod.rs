@@ -4,6 +4,7 @@
 
 pub mod about;
 pub mod connection;
+pub mod control;
 pub mod frames;
 pub mod http;
 pub mod idle;
@@ -16,6 +17,7 @@ pub mod wire;
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -29,6 +31,7 @@ use crate::relay::outbox::Outbox;
 use crate::relay::{Clock, Relay};
 use crate::store::Store;
 use connection::Connection;
+use control::{Control, Status};
 use http::Http;
 use places::Place;
 
@@ -44,10 +47,12 @@ pub struct Server {
     shared: Arc<Shared>,
     stop: watch::Sender<bool>,
     accepting: JoinHandle<JoinSet<()>>,
+    control: Option<Control>,
 }
 
 struct Shared {
     relay: Arc<Relay>,
+    started: Instant,
     http: Http,
     /// The connections that have shaken hands.
     open: Mutex<HashMap<u64, Arc<Outbox>>>,
@@ -62,11 +67,25 @@ impl Server {
         let listener = TcpListener::bind(config.listen).await?;
         let addr = listener.local_addr()?;
         let relay = Relay::start(config.clone(), store, clock).map_err(io::Error::other)?;
-        let shared = Arc::new(Shared { relay: Arc::new(relay), http: Http::new(config), open: Mutex::default() });
+        let shared = Arc::new(Shared {
+            relay: Arc::new(relay),
+            started: Instant::now(),
+            http: Http::new(config),
+            open: Mutex::default(),
+        });
         let (stop, stopping) = watch::channel(false);
         let accepting = tokio::spawn(accept(listener, shared.clone(), stopping));
         tracing::info!(%addr, "listening");
-        Ok(Server { addr, shared, stop, accepting })
+        Ok(Server { addr, shared, stop, accepting, control: None })
+    }
+
+    /// Listens for the operator's commands too, on a socket in the data directory; see [`control`].
+    ///
+    /// # Errors
+    /// When the socket cannot be made, for example because the directory's path is too long for one.
+    pub fn listen_for_commands(&mut self, dir: &Path) -> io::Result<()> {
+        self.control = Some(Control::start(dir, self.shared.clone(), self.stop.subscribe())?);
+        Ok(())
     }
 
     /// The address that is listened on.
@@ -94,6 +113,9 @@ impl Server {
         }
         let relay = self.shared.relay.clone();
         let stopped = tokio::task::spawn_blocking(move || relay.stop(deadline.into_std())).await;
+        if let Some(control) = self.control {
+            control.close().await;
+        }
         stopped.map_err(io::Error::other)?.map_err(io::Error::other)
     }
 }
@@ -163,6 +185,15 @@ impl Shared {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         open.insert(outbox.connection, outbox.clone());
         Entered { connection: outbox.connection, shared: self.clone() }
+    }
+
+    fn status(&self) -> Status {
+        Status {
+            uptime_secs: self.started.elapsed().as_secs(),
+            connections: self.open.lock().unwrap_or_else(PoisonError::into_inner).len(),
+            subscriptions: self.relay.subscriptions(),
+            stats: self.relay.stats(),
+        }
     }
 
     fn stop_connections(&self) {

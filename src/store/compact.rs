@@ -12,7 +12,6 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, TryLockError};
 use std::time::{Duration, Instant};
 
-use super::StoreError;
 use super::embedded::{EmbeddedStore, Files, WriterState};
 use super::fault;
 use super::index::Key;
@@ -22,6 +21,7 @@ use super::pack::{self, Packer};
 use super::record::{self, Record, Removed};
 use super::replay::Replay;
 use super::schema::{self, Place};
+use super::{Store, StoreError};
 
 /// The writer is held for at most about this many bytes of log.
 const REST_BYTES_MAX: u64 = 1 << 20;
@@ -32,6 +32,8 @@ const SAMPLE_PLACES: u64 = 64;
 const SAMPLE_PLACE_BYTES: u64 = 100 * 1024;
 /// Bytes of the new log that are written at a time, and after which a pace is kept.
 const STRIDE_BYTES: usize = 1 << 20;
+/// Longest rest between two strides.
+const REST_MAX: Duration = Duration::from_secs(1);
 
 /// How hard compaction works.
 pub struct Pace<'p> {
@@ -39,6 +41,21 @@ pub struct Pace<'p> {
     pub share: f64,
     /// Told how far it has come: bytes of the old log done, and in all.
     pub progress: &'p dyn Fn(u64, u64),
+    /// Rests for so long, which may be no time; false: give up.
+    pub rest: &'p dyn Fn(Duration) -> bool,
+}
+
+impl<'p> Pace<'p> {
+    /// Works without a rest, to the end.
+    pub fn flat_out(progress: &'p dyn Fn(u64, u64)) -> Self {
+        Pace { share: 1.0, progress, rest: &|_| true }
+    }
+
+    /// Rests after a stretch of work; so long that the share is kept, and at most [`REST_MAX`].
+    fn rest_after(&self, worked: Duration) -> Result<(), StoreError> {
+        let rest = worked.mul_f64(1.0 / self.share.clamp(0.01, 1.0) - 1.0).min(REST_MAX);
+        if (self.rest)(rest) { Ok(()) } else { Err(StoreError::Stopped) }
+    }
 }
 
 /// What compaction does about damage in the old log.
@@ -51,7 +68,7 @@ pub(super) enum Damage {
 }
 
 /// What compaction came to.
-#[derive(Clone, Copy, Debug, Default, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct CompactReport {
     /// Events that are stored, before as after.
     pub events: u64,
@@ -63,15 +80,15 @@ pub struct CompactReport {
 
 /// Bytes that compaction takes beside the present files, for a while: the live part of the log and a new index.
 pub fn bytes_needed(store: &EmbeddedStore) -> u64 {
-    let (state, files) = store.writer_and_files();
-    files.log.end().saturating_sub(state.dead_bytes) + files.index.bytes_on_disk()
+    store.stats().compaction_bytes_needed()
 }
 
 /// Compacts the store.
 ///
 /// # Errors
 /// [`StoreError::Damaged`] when the log has damage, which compaction would make final; [`StoreError::NoRoom`] when the
-/// disk cannot hold the new generation; I/O errors. The old generation stays current then.
+/// disk cannot hold the new generation; [`StoreError::InUse`] when it runs already; [`StoreError::Stopped`] when the pace
+/// says so; I/O errors. The old generation stays current then.
 pub fn compact(store: &EmbeddedStore, pace: &Pace<'_>) -> Result<CompactReport, StoreError> {
     compact_with(store, pace, Damage::Refuse)
 }
@@ -180,7 +197,11 @@ impl<'c> Copy<'c> {
         }
         self.write_pending()?;
         self.replay.flush()?;
-        self.new.index.merge_now(&|| false)?;
+        if !self.new.index.merge_now(&|| !(self.pace.rest)(Duration::ZERO))? {
+            return Err(StoreError::Stopped);
+        }
+        // The last moment to give up: from here on the writer waits.
+        self.pace.rest_after(Duration::ZERO)?;
         fault::point("compact.caught_up");
         let (state, _) = store.writer_and_files();
         self.copy_all(self.old.log.end())?;
@@ -312,10 +333,7 @@ impl<'c> Copy<'c> {
         }
         self.write_pending()?;
         (self.pace.progress)(done, self.old.log.end());
-        let worked = self.stride_began.elapsed();
-        if self.pace.share < 1.0 {
-            std::thread::sleep(worked.mul_f64(1.0 / self.pace.share.max(0.01) - 1.0).min(Duration::from_secs(1)));
-        }
+        self.pace.rest_after(self.stride_began.elapsed())?;
         self.stride_began = Instant::now();
         Ok(())
     }

@@ -13,6 +13,7 @@ use crate::protocol::supersede::Verdict;
 use crate::protocol::{Event, EventId, Kind, PublicKey, Verified};
 
 use super::batch::Batch;
+use super::compact::{self, CompactReport, Pace};
 use super::dir::{DataDir, Generation};
 use super::index::bloom::Bloom;
 use super::index::buffer::BufferedIndex;
@@ -298,6 +299,10 @@ impl Store for EmbeddedStore {
         Ok(Box::new(EmbeddedScan::new(self.files(), query)))
     }
 
+    fn compact(&self, pace: &Pace<'_>) -> Result<Option<CompactReport>, StoreError> {
+        compact::compact(self, pace).map(Some)
+    }
+
     fn stats(&self) -> StoreStats {
         let (state, files) = self.writer_and_files();
         StoreStats {
@@ -323,7 +328,6 @@ mod tests {
     use super::*;
     use crate::protocol::verify::event_id;
     use crate::protocol::{Filter, Kind, Signature, Tags};
-    use crate::store::compact::Pace;
     use crate::store::{PageBudget, Progress, Wanted};
 
     fn sign(seed: u8, kind: u16, created_at: u64, tags: &[&[&str]], content: &str) -> Verified<Event> {
@@ -355,8 +359,8 @@ mod tests {
         all(store).iter().map(|json| Event::from_json(json).unwrap().content).collect()
     }
 
-    fn compact(store: &EmbeddedStore) -> crate::store::compact::CompactReport {
-        crate::store::compact::compact(store, &Pace { share: 1.0, progress: &|_, _| {} }).unwrap()
+    fn compact(store: &EmbeddedStore) -> CompactReport {
+        compact::compact(store, &Pace::flat_out(&|_, _| {})).unwrap()
     }
 
     fn raw_log(store: &EmbeddedStore) -> Vec<u8> {

@@ -29,6 +29,8 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
+use compact::{CompactReport, Pace};
+
 use crate::protocol::supersede::Verdict;
 use crate::protocol::{Event, EventId, Filter, Verified};
 
@@ -134,7 +136,7 @@ pub enum Removal {
 }
 
 /// Figures about a store.
-#[derive(Clone, Debug, Default, serde::Serialize)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct StoreStats {
     /// Events that can be read.
     pub events: u64,
@@ -146,6 +148,18 @@ pub struct StoreStats {
     pub index_bytes: u64,
     /// Index entries in memory that are not yet in the index on disk.
     pub buffered_entries: u64,
+}
+
+impl StoreStats {
+    /// Bytes of the log that hold what is stored.
+    pub fn live_bytes(&self) -> u64 {
+        self.log_bytes.saturating_sub(self.dead_bytes)
+    }
+
+    /// Bytes that compaction takes beside the present files, for a while: the live part of the log and a new index.
+    pub fn compaction_bytes_needed(&self) -> u64 {
+        self.live_bytes() + self.index_bytes
+    }
 }
 
 /// Why a store could not do what was asked.
@@ -173,7 +187,10 @@ pub enum StoreError {
     /// A write failed in a way that leaves the disk's state unknown; writing stops until the next start, reading goes on.
     #[error("writing stopped after a disk error ({0}); restart the relay once the disk is well")]
     Poisoned(String),
-    /// Another process has the data directory.
+    /// It was asked to stop before it was done; nothing has changed.
+    #[error("it was stopped before it was done; nothing has changed")]
+    Stopped,
+    /// Another process has the data directory, or the operation runs already.
     #[error("{0}")]
     InUse(String),
     /// Something on disk is not what it should be.
@@ -222,6 +239,15 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// When the index cannot be read.
     fn scan(&self, query: Query) -> Result<Box<dyn Scan>, StoreError>;
+
+    /// Frees what removed events take on the disk, beside reads and writes; `None` where there is nothing to do that
+    /// for. Takes long: for a thread of its own.
+    ///
+    /// # Errors
+    /// Nothing has changed then; see [`compact::compact`].
+    fn compact(&self, _pace: &Pace<'_>) -> Result<Option<CompactReport>, StoreError> {
+        Ok(None)
+    }
 
     /// Figures for `status` and logs.
     fn stats(&self) -> StoreStats;

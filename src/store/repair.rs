@@ -126,7 +126,8 @@ pub fn repair(dir: &Path, options: &Options, wish: &Wish<'_>) -> Result<RepairRe
     }
     report.lost = without_saved(scan.named(&indexed), &lost, &report.saved);
     if !still_damaged.is_empty() {
-        let pace = Pace { share: 1.0, progress: &|done, total| (wish.progress)("writing the log again", done, total) };
+        let progress = |done, total| (wish.progress)("writing the log again", done, total);
+        let pace = Pace::flat_out(&progress);
         report.rewritten = Some(compact_with(&store, &pace, Damage::StepOver)?);
     }
     report.problems = check(&store, wish)?;

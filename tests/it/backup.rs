@@ -62,7 +62,7 @@ fn written_on(compacted: bool) -> Binary {
     assert_eq!(opened.remove(&[note(3).id, note(7).id], Removal::Operator).unwrap(), 2);
     store(&opened, 10..15);
     if compacted {
-        compact(&opened, &Pace { share: 1.0, progress: &|_, _| {} }).unwrap();
+        compact(&opened, &Pace::flat_out(&|_, _| {})).unwrap();
     }
     opened.close(std::time::Instant::now() + std::time::Duration::from_secs(60)).unwrap();
     binary
@@ -135,7 +135,7 @@ fn a_full_disk_leaves_the_last_backup() {
     store(&opened, 10..3_000);
     for compacted in [false, true] {
         if compacted {
-            compact(&opened, &Pace { share: 1.0, progress: &|_, _| {} }).unwrap();
+            compact(&opened, &Pace::flat_out(&|_, _| {})).unwrap();
         }
         let command = binary.command(&["backup", dest.to_str().unwrap()]);
         let mut limited = Command::new("sh");

@@ -351,10 +351,10 @@ fn one_process_owns_the_directory() {
     let ran = binary.run(&["serve", "--listen", "127.0.0.1:0"]);
     let stderr = ran.fails(1);
     assert!(stderr.contains("in use"), "{stderr}");
-    let stderr = binary.run(&["compact"]).fails(1);
+    let stderr = binary.run(&["verify"]).fails(1);
     assert!(stderr.contains("in use"), "{stderr}");
     drop(serving);
-    binary.run(&["compact"]).ok();
+    binary.run(&["verify"]).ok();
 }
 
 /// A generated key can be shown in all its spellings, whichever of them is given; a key file is private and is never

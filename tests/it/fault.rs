@@ -61,7 +61,7 @@ fn run(store: &EmbeddedStore, first: usize, acks: &mut impl Write) {
         writeln!(acks, "{n}").unwrap();
         match n {
             3 | 10 => store.merge_index().unwrap(),
-            6 | 11 => drop(compact(store, &Pace { share: 1.0, progress: &|_, _| {} }).unwrap()),
+            6 | 11 => drop(compact(store, &Pace::flat_out(&|_, _| {})).unwrap()),
             12 => drop(store.sweep_expired(NOW + 101, 100).unwrap()),
             _ => {}
         }

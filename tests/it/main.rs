@@ -30,3 +30,4 @@ mod nip70;
 mod powercut;
 mod real_events;
 mod store_suite;
+mod upkeep;

@@ -237,7 +237,7 @@ impl Both {
             Step::Merge => self.store().merge_index().unwrap(),
             Step::Reopen => self.reopen_after(|_| {}),
             Step::Rebuild => self.reopen_after(remove_indexes),
-            Step::Compact => drop(compact(self.store(), &Pace { share: 1.0, progress: &|_, _| {} }).unwrap()),
+            Step::Compact => drop(compact(self.store(), &Pace::flat_out(&|_, _| {})).unwrap()),
         }
     }
 

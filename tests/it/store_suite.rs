@@ -402,7 +402,7 @@ fn readers_beside_the_writer(make: Make) {
 fn readers_and_the_writer_go_on_beside_compaction() {
     let home = TempDir::new().unwrap();
     let store = open_store(home.path());
-    let compact_once = || _ = compact(&store, &Pace { share: 1.0, progress: &|_, _| {} }).unwrap();
+    let compact_once = || _ = compact(&store, &Pace::flat_out(&|_, _| {})).unwrap();
     write_beside_readers(&store, &compact_once);
     assert_eq!(verify(&store, &|_, _| {}).unwrap().problems, Vec::<String>::new());
 }

@@ -284,7 +284,7 @@ fn packed_events_are_saved_or_named() {
     let store = open(&good);
     let notes: Vec<_> = (0..1_100).map(|n| note(n, &format!("an entry about the weather of day {n}"))).collect();
     store.apply(&notes, 0).unwrap();
-    compact(&store, &Pace { share: 1.0, progress: &|_, _| {} }).unwrap();
+    compact(&store, &Pace::flat_out(&|_, _| {})).unwrap();
     close(store);
     let log = Log::open_read_only(&log_of(&good)).unwrap();
     let dictionary = record_len(log.dictionary().unwrap().len());
