@@ -30,4 +30,5 @@ mod nip70;
 mod powercut;
 mod real_events;
 mod store_suite;
+mod upgrade;
 mod upkeep;
