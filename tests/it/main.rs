@@ -27,5 +27,6 @@ mod nip62;
 mod nip67;
 mod nip70;
 mod real_events;
+mod retention;
 mod store_suite;
 mod upkeep;
