@@ -157,6 +157,8 @@ pub struct Memory {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Storage {
+    /// What keeps the index.
+    pub index: IndexEngine,
     /// Events in one durable write.
     pub batch_events_max: usize,
     /// Events that wait for the writer.
@@ -211,6 +213,16 @@ pub struct RetentionRule {
 
 fn evict_by_default() -> bool {
     true
+}
+
+/// What keeps the index on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum IndexEngine {
+    /// sled 1.0 alpha.
+    Sled,
+    /// The LSM tree of fjall.
+    Fjall,
 }
 
 impl Default for Config {

@@ -16,12 +16,15 @@ mod store;
 #[cfg(test)]
 mod testing;
 
+pub mod backup;
 pub mod compact;
 pub mod count;
 pub mod delete;
 pub mod export;
 pub mod import;
 pub mod query;
+pub mod repair;
+pub mod restore;
 pub mod serve;
 pub mod status;
 pub mod time;
@@ -74,10 +77,13 @@ pub enum Command {
     Import(import::ImportArgs),
     Export(export::ExportArgs),
     Compact(compact::CompactArgs),
+    Backup(backup::BackupArgs),
+    Restore(restore::RestoreArgs),
     Query(query::QueryArgs),
     Count(count::CountArgs),
     Delete(delete::DeleteArgs),
     Verify(verify::VerifyArgs),
+    Repair(repair::RepairArgs),
     Status(status::StatusArgs),
     /// Make or show keys
     #[command(subcommand)]
@@ -109,10 +115,13 @@ pub fn run(cli: Cli) -> Result<ExitCode, Error> {
         Command::Import(args) => import::run(&args, &Arc::new(config), out),
         Command::Export(args) => export::run(&args, &config, out),
         Command::Compact(_) => compact::run(&config, out),
+        Command::Backup(args) => backup::run(&args, &config, out),
+        Command::Restore(args) => restore::run(&args, &config, out),
         Command::Query(args) => query::run(&args, &config, out),
         Command::Count(args) => count::run(&args, &config, out),
         Command::Delete(args) => delete::run(&args, &config, out),
         Command::Verify(_) => verify::run(&config, out),
+        Command::Repair(args) => repair::run(&args, &config, out),
         Command::Status(args) => status::run(&args, &config, out),
         Command::Key(_) | Command::Completions(_) => unreachable!("run before the settings were read"),
     }
@@ -142,6 +151,11 @@ fn print_line(out: &mut impl Write, line: &[u8]) -> Result<(), Error> {
 /// Tells a person something, on standard error. Not `eprintln!`, which panics where standard error is closed.
 fn say(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// A line of JSON for scripts.
+fn json(report: &impl serde::Serialize) -> String {
+    serde_json::to_string(report).expect("made of texts and numbers") + "\n"
 }
 
 /// Writes a text and flushes it, so that a full disk or a closed pipe is noticed here and not lost at exit.

@@ -21,6 +21,12 @@ pub fn events(what: &'static str, total: Option<u64>) -> ProgressBar {
     bar(what, total, template)
 }
 
+/// Moves a bar of bytes whose total is told along.
+pub fn step(bar: &ProgressBar, done: u64, total: u64) {
+    bar.set_length(total);
+    bar.set_position(done);
+}
+
 fn bar(what: &'static str, total: Option<u64>, template: &str) -> ProgressBar {
     let style = ProgressStyle::with_template(template).expect("a test draws every template");
     ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr())

@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 use indicatif::ProgressBar;
 
 use super::progress::{self, size};
-use crate::config::Config;
+use crate::config::{Config, IndexEngine};
 use crate::error::Error;
 use crate::protocol::Filter;
 use crate::store::dir::DataDir;
 use crate::store::embedded::{EmbeddedStore, Options};
+use crate::store::index::Engine;
 use crate::store::quota::Rules;
 use crate::store::{PageBudget, Progress, Query, Row, Store, StoreError, Wanted};
 
@@ -103,7 +104,11 @@ pub fn must_exist(config: &Config) -> Result<(), Error> {
     )))
 }
 
-fn check_is_directory(config: &Config) -> Result<(), Error> {
+/// Refuses a store that is no directory.
+///
+/// # Errors
+/// [`Error::Usage`].
+pub fn check_is_directory(config: &Config) -> Result<(), Error> {
     match config.store.split_once("://") {
         Some((scheme, _)) => Err(Error::Usage(format!(
             "--store {scheme}://…: this build keeps events in a directory only; name one with --store or `store`"
@@ -112,11 +117,19 @@ fn check_is_directory(config: &Config) -> Result<(), Error> {
     }
 }
 
-/// Opens with a bar where there is much of the log to be read.
 fn open(config: &Config) -> Result<Arc<EmbeddedStore>, StoreError> {
+    opening(config, |options| EmbeddedStore::open(config.store_dir(), options)).map(Arc::new)
+}
+
+/// Gives what the settings say about opening to `open`; a bar is drawn where there is much of the log to be read.
+///
+/// # Errors
+/// Those of `open`.
+pub fn opening<T>(config: &Config, open: impl FnOnce(&Options) -> Result<T, StoreError>) -> Result<T, StoreError> {
     let bar: Arc<OnceLock<ProgressBar>> = Arc::default();
     let drawn = Arc::clone(&bar);
     let options = Options {
+        engine: engine(config),
         run_entries_max: config.index_run_entries(),
         cache_bytes: config.index_cache_bytes() as u64,
         index_open_timeout: config.storage.index_open_timeout(),
@@ -126,12 +139,19 @@ fn open(config: &Config) -> Result<Arc<EmbeddedStore>, StoreError> {
             drawn.get_or_init(|| progress::bytes("reading the event log", Some(total))).set_position(done);
         }),
     };
-    let opened = EmbeddedStore::open(config.store_dir(), &options);
+    let opened = open(&options);
     // The store keeps the options, and so the bar.
     if let Some(bar) = bar.get() {
         bar.finish_and_clear();
     }
-    opened.map(Arc::new)
+    opened
+}
+
+fn engine(config: &Config) -> Engine {
+    match config.storage.index {
+        IndexEngine::Sled => Engine::Sled,
+        IndexEngine::Fjall => Engine::Fjall,
+    }
 }
 
 /// The rules of the settings, whose keys were looked at when they were read.

@@ -51,9 +51,8 @@ fn summary(config: &Config, report: &VerifyReport) -> String {
     }
     let noun = if report.problem_count == 1 { "problem" } else { "problems" };
     text + &format!(
-        "{checked} checked, {} {noun} found; problems of the index go away when {dir}/gen-*/index.meta is deleted, \
-         which has it built again at the next start; what is damaged in the event log is passed over, and `sledge \
-         export` saves the rest\n",
+        "{checked} checked, {} {noun} found; `sledge repair` builds the index again, saves from the event log \
+         what can be saved, and names what cannot\n",
         number(report.problem_count)
     )
 }

@@ -197,6 +197,10 @@ mod tests {
             ("listen = \"localhost\"\n", "my.toml:1: listen: invalid socket address syntax"),
             ("[log]\nformat = \"xml\"\n", "my.toml:2: log.format: unknown variant `xml`, expected `text` or `json`"),
             (
+                "[storage]\nindex = \"lmdb\"\n",
+                "my.toml:2: storage.index: unknown variant `lmdb`, expected `sled` or `fjall`",
+            ),
+            (
                 "[limits]\ntrusted_proxies = [\n  \"::1\",\n  \"here\",\n]\n",
                 "my.toml:2: limits.trusted_proxies: `here` is neither an IP address nor a range such as 10.0.0.0/8",
             ),

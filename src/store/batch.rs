@@ -23,6 +23,8 @@ pub(super) struct Batch<'s> {
     /// Where `records` will begin in the log.
     base: u64,
     records: Vec<u8>,
+    /// Removals and the like in `records`.
+    followers: u32,
     changes: BTreeMap<Key, Option<Value>>,
     /// Records to overwrite once the batch is durable.
     erase: Vec<Erasure>,
@@ -40,6 +42,7 @@ impl<'s> Batch<'s> {
             files,
             state,
             records: Vec::new(),
+            followers: 0,
             changes: BTreeMap::new(),
             erase: Vec::new(),
             vanished: Vec::new(),
@@ -89,6 +92,7 @@ impl<'s> Batch<'s> {
         let before = self.records.len();
         let removed = Removed::new(&event, by, place.offset, len, why);
         record::push_remove(&mut self.records, &removed, keys.iter());
+        self.followers += 1;
         for key in keys {
             if self.points_elsewhere(&key, place.offset)? {
                 continue;
@@ -166,6 +170,7 @@ impl<'s> Batch<'s> {
         let key = schema::gone_version(&gone);
         if self.get(&key)?.is_none() {
             record::push_gone(&mut self.records, &gone);
+            self.followers += 1;
             self.changes.insert(key, Some(Value::new(&[])));
         }
         Ok(())
@@ -207,7 +212,7 @@ impl<'s> Batch<'s> {
             None => None,
         };
         let offset = self.base + self.records.len() as u64;
-        let start = self.records.len();
+        let (start, followers) = (self.records.len(), self.followers);
         record::push_put(&mut self.records, event);
         let place = Place::new(offset, (self.records.len() - start) as u32);
         let (Record::Put(stored), _) = self.decoded(&self.records[start..])? else {
@@ -220,10 +225,12 @@ impl<'s> Batch<'s> {
             self.take_out(replaced, Some(event.id), Removal::Replaced)?;
         }
         match event.kind {
-            Kind::DELETION => self.delete_targets(event),
-            Kind::VANISH => self.vanish(event),
-            _ => Ok(()),
+            Kind::DELETION => self.delete_targets(event)?,
+            Kind::VANISH => self.vanish(event)?,
+            _ => {}
         }
+        record::set_followers(&mut self.records, start, self.followers - followers);
+        Ok(())
     }
 
     /// Takes out what a deletion request names and its author may delete (NIP-09).

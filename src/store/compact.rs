@@ -16,9 +16,10 @@ use super::embedded::{EmbeddedStore, Files, WriterState};
 use super::fault;
 use super::index::Key;
 use super::log::{Erasure, HEADER_LEN, Step};
-use super::open::{self, Replay};
+use super::open;
 use super::pack::{self, Packer};
 use super::record::{self, Record, Removed};
+use super::replay::Replay;
 use super::schema::{self, Place};
 use super::{Store, StoreError};
 
@@ -57,6 +58,15 @@ impl<'p> Pace<'p> {
     }
 }
 
+/// What compaction does about damage in the old log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Damage {
+    /// Stops, since going on would make the loss final.
+    Refuse,
+    /// Leaves it behind: repair has told what is lost.
+    StepOver,
+}
+
 /// What compaction came to.
 #[derive(Clone, Copy, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct CompactReport {
@@ -80,6 +90,15 @@ pub fn bytes_needed(store: &EmbeddedStore) -> u64 {
 /// disk cannot hold the new generation; [`StoreError::InUse`] when it runs already; [`StoreError::Stopped`] when the pace
 /// says so; I/O errors. The old generation stays current then.
 pub fn compact(store: &EmbeddedStore, pace: &Pace<'_>) -> Result<CompactReport, StoreError> {
+    compact_with(store, pace, Damage::Refuse)
+}
+
+/// As [`compact`], with a choice about damage.
+pub(super) fn compact_with(
+    store: &EmbeddedStore,
+    pace: &Pace<'_>,
+    damage: Damage,
+) -> Result<CompactReport, StoreError> {
     let _only_one = match store.compacting.try_lock() {
         Err(TryLockError::WouldBlock) => return Err(StoreError::InUse("compaction is under way already".to_owned())),
         guard => guard,
@@ -90,7 +109,7 @@ pub fn compact(store: &EmbeddedStore, pace: &Pace<'_>) -> Result<CompactReport, 
     let events = store.writer_and_files().0.events;
     let new = open::new_generation(&store.dir, &store.options, events, dictionary)?;
     let bytes_before = old.log.end();
-    let built = Copy::new(&old, &new, pace).and_then(|copy| copy.run(store));
+    let built = Copy::new(&old, &new, pace, damage).and_then(|copy| copy.run(store));
     let state = match built {
         Ok(state) => state,
         Err(error) => {
@@ -137,6 +156,7 @@ struct Copy<'c> {
     old: &'c Files,
     new: &'c Files,
     pace: &'c Pace<'c>,
+    damage: Damage,
     replay: Replay<'c>,
     packer: Option<Packer>,
     /// Everything of the old log before this was looked at.
@@ -148,11 +168,19 @@ struct Copy<'c> {
 }
 
 impl<'c> Copy<'c> {
-    fn new(old: &'c Files, new: &'c Files, pace: &'c Pace<'c>) -> Result<Self, StoreError> {
-        let replay = Replay::new(&new.index, &new.bloom, HEADER_LEN)?;
-        let packer = new.log.dictionary().map(Packer::new).transpose()?;
-        let (pending, erase, stride_began) = (Vec::new(), Vec::new(), Instant::now());
-        Ok(Copy { old, new, pace, replay, packer, done: HEADER_LEN, pending, erase, stride_began })
+    fn new(old: &'c Files, new: &'c Files, pace: &'c Pace<'c>, damage: Damage) -> Result<Self, StoreError> {
+        Ok(Copy {
+            old,
+            new,
+            pace,
+            damage,
+            replay: Replay::new(&new.index, &new.bloom, HEADER_LEN)?,
+            packer: new.log.dictionary().map(Packer::new).transpose()?,
+            done: HEADER_LEN,
+            pending: Vec::new(),
+            erase: Vec::new(),
+            stride_began: Instant::now(),
+        })
     }
 
     /// Runs to the point where the new generation can take over. The writer waits from then on: the guard is with it.
@@ -215,9 +243,10 @@ impl<'c> Copy<'c> {
         while let Some(step) = reader.next()? {
             match step {
                 Step::Record(offset, len, record) => each(self, offset, len, &record)?,
+                Step::Damaged { .. } | Step::TornTail { .. } if self.damage == Damage::StepOver => {}
                 Step::Damaged { offset, .. } | Step::TornTail { offset, .. } => {
                     return Err(StoreError::Damaged(format!(
-                        "{} is damaged at byte {offset}; compacting would make the loss final, see `sledge verify`",
+                        "{} is damaged at byte {offset}; compacting would make the loss final, see `sledge repair`",
                         self.old.log.path().display()
                     )));
                 }
@@ -232,23 +261,16 @@ impl<'c> Copy<'c> {
     fn take_cold(&mut self, offset: u64, len: u32, record: &Record<'_>) -> Result<(), StoreError> {
         let mut bytes = Vec::new();
         self.old.log.read_raw(offset, len, &mut bytes)?;
-        if let Record::Put(event) = record {
-            let is_packed = matches!(record::parse(&bytes), Some(Record::Packed(_)));
-            match &mut self.packer {
-                Some(_) if is_packed => {} // with the same dictionary
-                Some(packer) => {
-                    if let Some(body) = packer.pack(event) {
-                        bytes.clear();
-                        record::push_packed(&mut bytes, event, &body);
-                    }
-                }
-                None => {
-                    bytes.clear();
-                    record::push_plain(&mut bytes, event);
-                }
+        let Record::Put(event) = record else { return self.take(&bytes, record) };
+        let is_packed = matches!(record::parse(&bytes), Some(Record::Packed(_)));
+        if self.packer.is_none() || !is_packed {
+            bytes.clear();
+            match self.packer.as_mut().and_then(|packer| packer.pack(event)) {
+                Some(body) => record::push_packed(&mut bytes, event, &body),
+                None => record::push_plain(&mut bytes, event),
             }
         }
-        self.take(&bytes, record)
+        self.take(&bytes, &Record::Put(event.alone()))
     }
 
     fn is_stored(&self, record: &Record<'_>, place: Place) -> Result<bool, StoreError> {

@@ -84,6 +84,11 @@ impl DataDir {
         write().map_err(io_at("write", &path))
     }
 
+    /// Deletes the lock file of a directory that turned out to be no store. The lock itself is held on.
+    pub(super) fn remove_lock_file(&self) -> std::io::Result<()> {
+        fs::remove_file(self.path.join(LOCK))
+    }
+
     /// What the owner of a directory says of itself; `None` when nobody has it or nothing is said.
     pub fn owner(path: &Path) -> Option<String> {
         let lock = OpenOptions::new().read(true).open(path.join(LOCK)).ok()?;
@@ -101,20 +106,47 @@ impl DataDir {
     /// # Errors
     /// When it cannot be read or names something strange.
     pub fn current(&self) -> Result<Option<Generation>, StoreError> {
-        let path = self.path.join(CURRENT);
+        Self::current_in(&self.path)
+    }
+
+    /// The current generation of a directory that another process may own.
+    ///
+    /// # Errors
+    /// As [`DataDir::current`].
+    pub fn current_in(dir: &Path) -> Result<Option<Generation>, StoreError> {
+        let path = dir.join(CURRENT);
         let name = match fs::read_to_string(&path) {
             Ok(name) => name,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == std::io::ErrorKind::InvalidData => String::from("no text"),
             Err(error) => return Err(io_at("read", &path)(error)),
         };
         let name = name.trim();
         if generation_number(name).is_none() {
             return Err(StoreError::Damaged(format!(
-                "{} should name a folder such as gen-000001 and says {name:?}",
+                "{} should name a folder such as gen-000001 and says {name:?}; see `sledge repair`",
                 path.display()
             )));
         }
-        Ok(Some(Generation { path: self.path.join(name) }))
+        Ok(Some(Generation { path: dir.join(name) }))
+    }
+
+    /// The generations that hold an event log, current or not, the oldest first.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn generations(&self) -> Result<Vec<Generation>, StoreError> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&self.path).map_err(io_at("read", &self.path))? {
+            let generation = Generation { path: entry.map_err(io_at("read", &self.path))?.path() };
+            if let Some(number) = generation_number(generation.name())
+                && generation.log().is_file()
+            {
+                found.push((number, generation));
+            }
+        }
+        found.sort_by_key(|(number, _)| *number);
+        Ok(found.into_iter().map(|(_, generation)| generation).collect())
     }
 
     /// Makes an empty folder for a new generation, numbered after the current one.
@@ -145,9 +177,7 @@ impl DataDir {
     /// # Errors
     /// When the system does not tell.
     pub fn free_bytes(&self) -> Result<u64, StoreError> {
-        let disk =
-            rustix::fs::statvfs(&self.path).map_err(|error| io_at("look at the disk of", &self.path)(error.into()))?;
-        Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
+        free_bytes_at(&self.path)
     }
 
     /// Deletes generations that are not current: leftovers of an interrupted switch.
@@ -213,7 +243,8 @@ impl Generation {
         Ok(())
     }
 
-    fn name(&self) -> &str {
+    /// Its folder's name.
+    pub fn name(&self) -> &str {
         self.path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
     }
 }
@@ -235,6 +266,15 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
     };
     write().map_err(io_at("write", path))?;
     sync_dir(path.parent().unwrap_or(Path::new(".")))
+}
+
+/// Bytes that the disk below a path has left for us.
+///
+/// # Errors
+/// When the system does not tell.
+pub fn free_bytes_at(path: &Path) -> Result<u64, StoreError> {
+    let disk = rustix::fs::statvfs(path).map_err(|error| io_at("look at the disk of", path)(error.into()))?;
+    Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
 }
 
 /// Makes a folder's entries durable.

@@ -17,7 +17,7 @@ use super::compact::{self, CompactReport, Pace};
 use super::dir::{DataDir, Generation};
 use super::index::bloom::Bloom;
 use super::index::buffer::BufferedIndex;
-use super::index::{IndexError, Key, Value};
+use super::index::{Engine, IndexError, Key, Value};
 use super::log::Log;
 use super::merge::Source;
 use super::open;
@@ -29,6 +29,8 @@ use super::{Applied, Position, Query, Removal, Retained, Scan, Store, StoreError
 /// What the embedded store is told at opening.
 #[derive(Clone)]
 pub struct Options {
+    /// What keeps the index on disk. Another one than before rebuilds it.
+    pub engine: Engine,
     /// Index entries in one sorted run of the write buffer; up to three times as many may be in memory.
     pub run_entries_max: usize,
     /// Bytes of index pages in memory.
@@ -46,6 +48,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Options {
+            engine: Engine::default(),
             run_entries_max: 600_000,
             cache_bytes: 64 << 20,
             index_open_timeout: Duration::from_secs(30),
@@ -59,7 +62,10 @@ impl Default for Options {
 impl std::fmt::Debug for Options {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let mut shown = f.debug_struct("Options");
-        shown.field("run_entries_max", &self.run_entries_max).field("cache_bytes", &self.cache_bytes);
+        shown
+            .field("engine", &self.engine)
+            .field("run_entries_max", &self.run_entries_max)
+            .field("cache_bytes", &self.cache_bytes);
         shown.field("index_open_timeout", &self.index_open_timeout).finish_non_exhaustive()
     }
 }
@@ -156,7 +162,11 @@ impl EmbeddedStore {
     /// # Errors
     /// [`StoreError::InUse`] when another process has the directory; I/O errors; a log of a newer format.
     pub fn open(dir: &Path, options: &Options) -> Result<Self, StoreError> {
-        let dir = DataDir::take(dir)?;
+        Self::open_in(DataDir::take(dir)?, options)
+    }
+
+    /// As [`EmbeddedStore::open`], in a directory that is taken already.
+    pub(super) fn open_in(dir: DataDir, options: &Options) -> Result<Self, StoreError> {
         let opened = open::open(&dir, options)?;
         let keeper = Keeper::open(dir.path(), options.retention.clone(), opened.files.index.bytes_on_disk());
         Ok(EmbeddedStore {
@@ -168,6 +178,11 @@ impl EmbeddedStore {
             compacting: Mutex::new(()),
             dir,
         })
+    }
+
+    /// Ends the store and keeps the directory.
+    pub(super) fn into_dir(self) -> DataDir {
+        self.dir
     }
 
     /// What opening found and did.
@@ -410,6 +425,32 @@ mod tests {
         assert_eq!((all(&store), store.stats().events, store.stats().dead_bytes), (before.0, before.1, 0));
         assert_eq!(crate::store::verify::verify(&store, &|_, _| {}).unwrap().problems, [] as [&str; 0]);
         assert_eq!(store.apply(&[secret], 15).unwrap().verdicts, [Verdict::Deleted]);
+    }
+
+    /// Another engine builds the index again, says why, and answers alike; the same one goes on with what is there.
+    #[test]
+    fn a_changed_engine_rebuilds_the_index() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = |engine| {
+            let options = Options { engine, ..Options::default() };
+            EmbeddedStore::open(folder.path(), &options).unwrap()
+        };
+        let replaced = sign(1, 0, 10, &[], "old profile");
+        let profile = sign(1, 0, 11, &[], "new profile");
+        let store = open(Engine::Sled);
+        store.apply(&[replaced, profile, sign(2, 1, 12, &[&["t", "x"]], "note")], 15).unwrap();
+        store.close(Instant::now() + Duration::from_secs(60)).unwrap();
+        drop(store);
+        for (engine, rebuilt) in
+            [(Engine::Sled, false), (Engine::Fjall, true), (Engine::Fjall, false), (Engine::Sled, true)]
+        {
+            let store = open(engine);
+            let reason = store.open_report().rebuilt.clone();
+            assert_eq!(reason.is_some_and(|why| why.contains("sled") && why.contains("fjall")), rebuilt);
+            assert_eq!((contents(&store), store.stats().events), (vec!["note".into(), "new profile".into()], 2));
+            assert_eq!(crate::store::verify::verify(&store, &|_, _| {}).unwrap().problems, [] as [&str; 0]);
+            store.close(Instant::now() + Duration::from_secs(60)).unwrap();
+        }
     }
 
     /// A version that was replaced stays replaced when the one that replaced it was deleted and erased (rebuild).

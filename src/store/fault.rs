@@ -3,7 +3,7 @@
 //! Debug builds only; in a release build [`point`] is nothing. `SLEDGE_FAULT=log.written:3` aborts when the point
 //! `log.written` is reached for the third time.
 
-/// Every point, so that a test can go through all of them.
+/// Every point of a store, so that a test can go through all of them.
 pub const POINTS: &[&str] = &[
     "log.append",
     "log.half_written",
@@ -24,6 +24,10 @@ pub const POINTS: &[&str] = &[
     "compact.switched",
     "generation.removed",
 ];
+
+/// The points of a backup run, which no store passes.
+pub const BACKUP_POINTS: &[&str] =
+    &["backup.begin", "backup.stride", "backup.copied", "backup.in_force", "backup.erased", "backup.old_removed"];
 
 #[cfg(debug_assertions)]
 mod enabled {
@@ -48,7 +52,10 @@ mod enabled {
 
     /// Whether the process is to end here, now.
     pub fn is_due(name: &str) -> bool {
-        debug_assert!(super::POINTS.contains(&name), "{name} is not in the list of points");
+        debug_assert!(
+            super::POINTS.iter().chain(super::BACKUP_POINTS).any(|point| *point == name),
+            "{name} is not in the list of points"
+        );
         fault().is_some_and(|fault| fault.name == name && fault.left.fetch_sub(1, Ordering::Relaxed) == 1)
     }
 

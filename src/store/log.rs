@@ -28,6 +28,8 @@ use super::record::{self, ALIGN, FRAME_LEN, NotARecord, PAYLOAD_BYTES_MAX, Recor
 const MAGIC: &[u8; 8] = b"SLEDGELG";
 /// Version of the file format. Older logs stay readable for ever.
 pub const FORMAT_VERSION: u32 = 1;
+/// Numbers above this are no format that will ever be, but damage.
+const FORMAT_VERSION_MAX: u32 = 0xffff;
 /// Where the first record begins.
 pub const HEADER_LEN: u64 = 32;
 /// How much of the file a sequential reader holds.
@@ -87,17 +89,15 @@ impl Log {
     pub fn create(path: &Path, id: [u8; 16], dictionary: Option<Vec<u8>>) -> Result<Self, StoreError> {
         let file =
             OpenOptions::new().read(true).write(true).create_new(true).open(path).map_err(io_at("create", path))?;
-        let mut header = Vec::with_capacity(HEADER_LEN as usize);
-        header.extend_from_slice(MAGIC);
-        header.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
-        header.extend_from_slice(&[0; 4]);
-        header.extend_from_slice(&id);
+        let mut head = header(id).to_vec();
         if let Some(dictionary) = &dictionary {
-            record::push_dictionary(&mut header, dictionary);
+            // Twice, since no packed record can be read without it.
+            record::push_dictionary(&mut head, dictionary);
+            record::push_dictionary(&mut head, dictionary);
         }
-        file.write_all_at(&header, 0).map_err(io_at("write", path))?;
+        file.write_all_at(&head, 0).map_err(io_at("write", path))?;
         file.sync_all().map_err(io_at("sync", path))?;
-        let end = AtomicU64::new(header.len() as u64);
+        let end = AtomicU64::new(head.len() as u64);
         let unpacker = dictionary.map(Unpacker::new).transpose()?;
         Ok(Log { file, path: path.to_owned(), id, end, poison: Mutex::new(None), unpacker })
     }
@@ -107,26 +107,46 @@ impl Log {
     /// # Errors
     /// When it is not a log, or of a newer format.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let file = OpenOptions::new().read(true).write(true).open(path).map_err(io_at("open", path))?;
+        Self::open_file(path, true)
+    }
+
+    /// As [`Log::open`], but every write fails. Another process may be writing.
+    ///
+    /// # Errors
+    /// As [`Log::open`].
+    pub fn open_read_only(path: &Path) -> Result<Self, StoreError> {
+        Self::open_file(path, false)
+    }
+
+    fn open_file(path: &Path, write: bool) -> Result<Self, StoreError> {
+        let file = OpenOptions::new().read(true).write(write).open(path).map_err(io_at("open", path))?;
         let mut header = [0; HEADER_LEN as usize];
         file.read_exact_at(&mut header, 0).map_err(io_at("read the header of", path))?;
         if header[..8] != *MAGIC {
             return Err(StoreError::Damaged(format!("{} is not a sledge event log", path.display())));
         }
-        let version = u32::from_le_bytes([header[8], header[9], header[10], header[11]]);
+        let version = version_in(&header);
         if version > FORMAT_VERSION {
             return Err(StoreError::Damaged(format!(
                 "{} has log format {version}, and this sledge knows up to {FORMAT_VERSION}; use a newer sledge",
                 path.display()
             )));
         }
+        Self::with_header(path, file, &header)
+    }
+
+    fn with_header(path: &Path, file: File, header: &[u8; HEADER_LEN as usize]) -> Result<Self, StoreError> {
         let id = header[16..].try_into().expect("the header ends with 16 bytes of id");
         let end = file.metadata().map_err(io_at("look at", path))?.len();
         let end = AtomicU64::new(end);
         let log = Log { file, path: path.to_owned(), id, end, poison: Mutex::new(None), unpacker: None };
-        let mut first = Vec::new();
-        let unpacker = match log.read(HEADER_LEN, READ_AHEAD_BYTES, &mut first) {
-            Ok((Record::Dictionary(dictionary), _)) => Some(Unpacker::new(dictionary.to_vec())?),
+        let mut reader = log.reader(HEADER_LEN);
+        let mut first = reader.next()?;
+        if let Some(Step::Damaged { .. }) = first {
+            first = reader.next()?; // the other dictionary, if there is one
+        }
+        let unpacker = match first {
+            Some(Step::Record(_, _, Record::Dictionary(dictionary))) => Some(Unpacker::new(dictionary.to_vec())?),
             _ => None,
         };
         Ok(Log { unpacker, ..log })
@@ -137,9 +157,63 @@ impl Log {
         self.unpacker.as_ref().map(Unpacker::dictionary)
     }
 
+    /// Writes the header of a damaged log again, if there are sound records behind it. True when that was needed.
+    ///
+    /// # Errors
+    /// When it is a log of a newer format, or nothing in the file shows that it is a log at all.
+    pub fn mend_header(path: &Path) -> Result<bool, StoreError> {
+        let file = OpenOptions::new().read(true).write(true).open(path).map_err(io_at("open", path))?;
+        let mut bytes = [0; HEADER_LEN as usize];
+        let no_log = || StoreError::Damaged(format!("{} holds no record of an event log", path.display()));
+        match file.read_exact_at(&mut bytes, 0) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Err(no_log()),
+            read => read.map_err(io_at("read the header of", path))?,
+        }
+        let has_magic = bytes[..8] == *MAGIC;
+        match version_in(&bytes) {
+            1..=FORMAT_VERSION if has_magic => return Ok(false),
+            version @ 2..=FORMAT_VERSION_MAX if has_magic => {
+                return Err(StoreError::Damaged(format!("{} has log format {version}", path.display())));
+            }
+            _ => {}
+        }
+        let log = Self::with_header(path, file, &bytes)?;
+        let mut reader = log.reader(HEADER_LEN);
+        let mut has_record = false;
+        while let Some(step) = reader.next()?
+            && !has_record
+        {
+            has_record = matches!(step, Step::Record(..));
+        }
+        if !has_record {
+            return Err(no_log());
+        }
+        log.file.write_all_at(&header(log.id), 0).map_err(io_at("write", path))?;
+        log.sync()?;
+        Ok(true)
+    }
+
+    /// Checks also those bytes of the header that reading does not depend on.
+    ///
+    /// # Errors
+    /// When one of them is not as it was written.
+    pub fn check_header(&self) -> Result<(), StoreError> {
+        let mut bytes = Vec::new();
+        self.read_bytes(0, HEADER_LEN as usize, &mut bytes)?;
+        if bytes == header(self.id) { Ok(()) } else { Err(self.damaged(0)) }
+    }
+
     /// Random mark of this log.
     pub fn id(&self) -> [u8; 16] {
         self.id
+    }
+
+    /// How far the file reaches by now, which another process may be writing.
+    ///
+    /// # Errors
+    /// When the system does not tell.
+    pub fn file_len(&self) -> Result<u64, StoreError> {
+        Ok(self.file.metadata().map_err(io_at("look at", &self.path))?.len())
     }
 
     /// Where the next record will begin.
@@ -222,7 +296,7 @@ impl Log {
         let mut want = guess.max(FRAME_LEN);
         let mut retries = 0;
         loop {
-            self.fill(offset, want, buffer)?;
+            self.read_bytes(offset, want, buffer)?;
             match record::check(buffer) {
                 Ok(len) => {
                     let record = record::parse(buffer).ok_or_else(|| self.damaged(offset))?;
@@ -253,7 +327,7 @@ impl Log {
     /// # Errors
     /// [`StoreError::Damaged`] when it is not sound.
     pub fn read_raw(&self, offset: u64, len: u32, buffer: &mut Vec<u8>) -> Result<(), StoreError> {
-        self.fill(offset, len as usize, buffer)?;
+        self.read_bytes(offset, len as usize, buffer)?;
         if record::check(buffer) == Ok(len as usize) { Ok(()) } else { Err(self.damaged(offset)) }
     }
 
@@ -267,8 +341,11 @@ impl Log {
         LogReader { log: self, next: start, end, buffer: Vec::new(), buffer_start: start }
     }
 
-    /// Up to `want` bytes at `offset`; fewer at the end of the file.
-    fn fill(&self, offset: u64, want: usize, buffer: &mut Vec<u8>) -> Result<(), StoreError> {
+    /// Up to `want` bytes at `offset`, sound or not; fewer at the end of the file.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn read_bytes(&self, offset: u64, want: usize, buffer: &mut Vec<u8>) -> Result<(), StoreError> {
         buffer.resize(want, 0);
         let mut got = 0;
         while got < want {
@@ -369,6 +446,15 @@ impl LogReader<'_> {
         }
     }
 
+    /// Appends the bytes of the record that the last step told, its padding as it ought to be.
+    pub fn copy_record(&self, offset: u64, len: u32, out: &mut Vec<u8>) {
+        let end = out.len() + len as usize;
+        let at = (offset - self.buffer_start) as usize;
+        let held = self.buffer.get(at..).unwrap_or_default();
+        out.extend_from_slice(&held[..record::checked_len(held)]);
+        out.resize(end, 0);
+    }
+
     /// Makes the buffer hold the whole record at `offset`; false when there is none.
     fn load(&mut self, offset: u64) -> Result<bool, StoreError> {
         let mut want = READ_AHEAD_BYTES;
@@ -379,7 +465,7 @@ impl LogReader<'_> {
                 Ok((_, len)) => return Ok(len <= room),
                 Err(NotARecord::Short(need)) if need <= room && need <= record::record_len(PAYLOAD_BYTES_MAX) => {
                     want = want.max(need).min(room);
-                    self.log.fill(offset, want, &mut self.buffer)?;
+                    self.log.read_bytes(offset, want, &mut self.buffer)?;
                     self.buffer_start = offset;
                     if self.buffer.len() < need {
                         return Ok(false);
@@ -408,12 +494,24 @@ impl LogReader<'_> {
         let held = self.buffer_start..self.buffer_start + self.buffer.len() as u64;
         if !held.contains(&offset) || !held.contains(&(offset + FRAME_LEN as u64 - 1)) {
             let want = READ_AHEAD_BYTES.min((self.end - offset) as usize);
-            self.log.fill(offset, want, &mut self.buffer)?;
+            self.log.read_bytes(offset, want, &mut self.buffer)?;
             self.buffer_start = offset;
         }
         let at = (offset - self.buffer_start) as usize;
         Ok(self.buffer.get(at..at + record::MARK.len()) == Some(&record::MARK[..]))
     }
+}
+
+fn header(id: [u8; 16]) -> [u8; HEADER_LEN as usize] {
+    let mut header = [0; HEADER_LEN as usize];
+    header[..8].copy_from_slice(MAGIC);
+    header[8..12].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
+    header[16..].copy_from_slice(&id);
+    header
+}
+
+fn version_in(header: &[u8; HEADER_LEN as usize]) -> u32 {
+    u32::from_le_bytes([header[8], header[9], header[10], header[11]])
 }
 
 /// Turns an I/O error into one that says what was tried on which file.
@@ -426,86 +524,4 @@ pub fn io_at(what: &str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::store::Removal;
-
-    /// A log with `count` erased records of 64 bytes, and the folder it lies in.
-    fn sample(count: usize) -> (tempfile::TempDir, Log) {
-        let dir = tempfile::tempdir().expect("a folder for the test");
-        let log = Log::create(&dir.path().join("log"), [7; 16], None).expect("new log");
-        for _ in 0..count {
-            log.append(&record::erased(&EventId([9; 32]), 64)).expect("append");
-        }
-        (dir, log)
-    }
-
-    fn steps(log: &Log) -> Vec<String> {
-        let mut reader = log.reader(HEADER_LEN);
-        let mut all = Vec::new();
-        while let Some(step) = reader.next().expect("readable") {
-            all.push(match step {
-                Step::Record(offset, len, _) => format!("{offset}+{len}"),
-                Step::Damaged { offset, len } => format!("damaged {offset}+{len}"),
-                Step::TornTail { offset, len } => format!("torn {offset}+{len}"),
-            });
-        }
-        all
-    }
-
-    /// Reopened, the log gives the same records; a newer format is refused by its number.
-    #[test]
-    fn reopen_reads_the_same() {
-        let (dir, log) = sample(3);
-        assert_eq!(steps(&log), ["32+64", "96+64", "160+64"]);
-        let reopened = Log::open(&dir.path().join("log")).expect("open");
-        assert_eq!((steps(&reopened), reopened.id(), reopened.end()), (steps(&log), [7; 16], 224));
-        log.file.write_all_at(&9u32.to_le_bytes(), 8).expect("write");
-        let error = Log::open(&dir.path().join("log")).expect_err("newer").to_string();
-        assert!(error.contains("format 9"), "{error}");
-    }
-
-    /// Whatever single byte of a record is flipped, that record alone is told as damaged, and the last as torn.
-    #[test]
-    fn damage_is_stepped_over_and_told() {
-        let (_dir, log) = sample(3);
-        for flipped in 96..160 {
-            let mut byte = [0];
-            log.file.read_exact_at(&mut byte, flipped).expect("read");
-            log.file.write_all_at(&[byte[0] ^ 0x10], flipped).expect("write");
-            assert_eq!(steps(&log), ["32+64", "damaged 96+64", "160+64"], "byte {flipped}");
-            assert!(log.read(96, 64, &mut Vec::new()).is_err());
-            log.file.write_all_at(&byte, flipped).expect("write");
-        }
-        log.file.write_all_at(&[1], 170).expect("write");
-        assert_eq!(steps(&log), ["32+64", "96+64", "torn 160+64"]);
-        log.cut(160).expect("cut");
-        assert_eq!(steps(&log), ["32+64", "96+64"]);
-    }
-
-    /// However short the last write was cut, what came before is whole.
-    #[test]
-    fn every_torn_length_is_a_torn_tail() {
-        let (_dir, log) = sample(2);
-        for len in 97..160 {
-            log.file.set_len(len).expect("cut");
-            log.end.store(len, Ordering::Release);
-            assert_eq!(steps(&log), ["32+64".to_owned(), format!("torn 96+{}", len - 96)]);
-        }
-    }
-
-    /// A remove record gives back what went in.
-    #[test]
-    fn remove_record_round_trip() {
-        use crate::store::index::Key;
-        let key = Key::new(b"abc");
-        let mut bytes = Vec::new();
-        let event = crate::store::record::tests_support::stored_event();
-        let removed = record::Removed::new(&event, Some(event.id), 77, 88, Removal::Vanished);
-        record::push_remove(&mut bytes, &removed, [key, Key::new(b"")].iter());
-        let Ok((Record::Remove(read), len)) = record::decode(&bytes) else { panic!("not a remove record") };
-        assert_eq!((len, read.id, read.by), (bytes.len(), event.id, Some(event.id)));
-        assert_eq!((read.offset, read.len, read.why), (77, 88, Removal::Vanished));
-        assert_eq!(read.keys().collect::<Vec<_>>(), [key, Key::new(b"")]);
-    }
-}
+mod tests;

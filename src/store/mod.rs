@@ -2,8 +2,10 @@
 //!
 //! Calls block: they belong on the writer thread and the query threads, never on an async worker.
 
+pub mod backup;
 mod batch;
 pub mod compact;
+pub mod damage;
 pub mod dir;
 pub mod embedded;
 pub mod fault;
@@ -16,8 +18,12 @@ pub mod pack;
 pub mod plan;
 pub mod quota;
 pub mod record;
+pub mod repair;
+mod replay;
 mod scan;
 pub mod schema;
+#[cfg(test)]
+mod testing;
 pub mod verify;
 
 use std::time::Instant;

@@ -8,24 +8,20 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use crate::protocol::EventId;
-
 use super::StoreError;
 use super::dir::{DataDir, Generation, write_atomically};
 use super::embedded::{Files, Options, WriterState};
 use super::fault;
 use super::index::bloom::Bloom;
 use super::index::buffer::BufferedIndex;
-use super::index::sled::SledIndex;
-use super::index::{Change, IndexError, Key, Value};
-use super::log::{Erasure, HEADER_LEN, Log, Step};
-use super::record::{Record, Removed, StoredEvent};
-use super::schema::{self, Place, SCHEMA_VERSION};
+use super::index::{Engine, Index, IndexError, Key};
+use super::log::{Erasure, HEADER_LEN, Log, Step, io_at};
+use super::record::Record;
+use super::replay::Replay;
+use super::schema::{self, SCHEMA_VERSION};
 
 /// Entries that are read from the index at a time.
 const KEYS_A_READ: usize = 4096;
-/// Changes that are replayed at a time.
-const REPLAY_CHANGES: usize = 4096;
 /// Bytes of log between two reports of progress.
 const PROGRESS_BYTES: u64 = 1 << 20;
 
@@ -52,9 +48,16 @@ pub(super) struct Opened {
 #[derive(bincode::Encode, bincode::Decode, Clone, Copy, Debug, PartialEq, Eq)]
 struct IndexMeta {
     schema_version: u32,
+    engine: Engine,
     log_id: [u8; 16],
     /// The index holds everything that lies before this byte of the log.
     indexed_up_to: u64,
+}
+
+impl IndexMeta {
+    fn new(log: &Log, engine: Engine, indexed_up_to: u64) -> Self {
+        IndexMeta { schema_version: SCHEMA_VERSION, engine, log_id: log.id(), indexed_up_to }
+    }
 }
 
 /// Opens the current generation.
@@ -125,13 +128,22 @@ pub(super) fn for_each_key(
 }
 
 fn first_generation(dir: &DataDir) -> Result<Generation, StoreError> {
+    for found in dir.generations()? {
+        let len = fs::metadata(found.log()).map_err(io_at("look at", &found.log()))?.len();
+        if len > HEADER_LEN {
+            return Err(StoreError::Damaged(format!(
+                "{} holds events, and the file CURRENT that should name its folder is missing; see `sledge repair`",
+                found.log().display()
+            )));
+        }
+    }
     let generation = dir.new_generation()?;
     Log::create(&generation.log(), secp256k1::rand::random(), None)?;
     dir.switch_to(&generation)?;
     Ok(generation)
 }
 
-type Usable = Result<(SledIndex, IndexMeta), String>;
+type Usable = Result<(Arc<dyn Index>, IndexMeta), String>;
 
 /// The index on disk, or why it cannot be used.
 fn usable_index(generation: &Generation, log: &Log, options: &Options) -> Result<Usable, StoreError> {
@@ -148,6 +160,9 @@ fn usable_index(generation: &Generation, log: &Log, options: &Options) -> Result
     if meta.schema_version < SCHEMA_VERSION {
         return Ok(Err(format!("it has schema {}, and this sledge uses {SCHEMA_VERSION}", meta.schema_version)));
     }
+    if meta.engine != options.engine {
+        return Ok(Err(format!("it is kept by {}, and the settings ask for {}", meta.engine, options.engine)));
+    }
     if meta.log_id != log.id() {
         return Ok(Err("it belongs to another log".to_owned()));
     }
@@ -155,33 +170,46 @@ fn usable_index(generation: &Generation, log: &Log, options: &Options) -> Result
         return Ok(Err("it reaches further than the log".to_owned()));
     }
     match open_engine(generation, options) {
+        Ok(engine) if meta.indexed_up_to > HEADER_LEN && !has_counters(&*engine) => {
+            Ok(Err("its files are gone, or empty".to_owned()))
+        }
         Ok(engine) => Ok(Ok((engine, meta))),
         Err(error @ IndexError::Io { .. }) => Err(error.into()),
         Err(error) => Ok(Err(error.to_string())),
     }
 }
 
-fn fresh_index(generation: &Generation, log: &Log, options: &Options) -> Result<(SledIndex, IndexMeta), StoreError> {
+/// Whether an index was ever written to: the counters are in the first run.
+fn has_counters(engine: &dyn Index) -> bool {
+    matches!(engine.get(&schema::counter(schema::Counter::CountedUpTo)), Ok(Some(_)))
+}
+
+fn fresh_index(
+    generation: &Generation,
+    log: &Log,
+    options: &Options,
+) -> Result<(Arc<dyn Index>, IndexMeta), StoreError> {
     generation.remove_index()?;
-    let meta = IndexMeta { schema_version: SCHEMA_VERSION, log_id: log.id(), indexed_up_to: HEADER_LEN };
+    let meta = IndexMeta::new(log, options.engine, HEADER_LEN);
     Ok((open_engine(generation, options)?, meta))
 }
 
-fn open_engine(generation: &Generation, options: &Options) -> Result<SledIndex, IndexError> {
-    SledIndex::open(&generation.index(), options.cache_bytes, options.index_open_timeout)
+fn open_engine(generation: &Generation, options: &Options) -> Result<Arc<dyn Index>, IndexError> {
+    options.engine.open(&generation.index(), options.cache_bytes, options.index_open_timeout)
 }
 
 /// Puts the write buffer in front of the engine; after each run it notes how far the index reaches.
 fn buffered(
-    engine: SledIndex,
+    engine: Arc<dyn Index>,
     generation: &Generation,
     log: &Log,
     bloom: &Arc<Bloom>,
     options: &Options,
 ) -> Result<BufferedIndex, StoreError> {
-    let (generation, bloom, log_id) = (generation.clone(), Arc::clone(bloom), log.id());
+    let (generation, bloom) = (generation.clone(), Arc::clone(bloom));
+    let meta = IndexMeta::new(log, options.engine, HEADER_LEN);
     let on_merged = move |indexed_up_to: u64| {
-        let meta = IndexMeta { schema_version: SCHEMA_VERSION, log_id, indexed_up_to };
+        let meta = IndexMeta { indexed_up_to, ..meta };
         let save = || {
             save_bloom(&generation, &bloom, meta)?;
             fault::point("meta.bloom_saved");
@@ -191,7 +219,7 @@ fn buffered(
         };
         save().map_err(|error: StoreError| std::io::Error::other(error.to_string()))
     };
-    Ok(BufferedIndex::new(Arc::new(engine), options.run_entries_max, Box::new(on_merged))?)
+    Ok(BufferedIndex::new(engine, options.run_entries_max, Box::new(on_merged))?)
 }
 
 /// Brings the index up to the log and cuts a torn write off its end.
@@ -205,28 +233,25 @@ fn replay(
 ) -> Result<(), StoreError> {
     let mut replay = Replay::new(index, bloom, from)?;
     let mut reader = log.reader(from);
-    let mut erasures = Vec::new();
     let mut told = from;
-    let mut torn_at = None;
+    let mut sound_end = log.end();
+    let mut looked_for_half_erased = false;
     while let Some(step) = reader.next()? {
         match step {
             Step::Record(offset, len, record) => {
                 report.replayed += 1;
-                if let Record::Remove(removed) = &record
-                    && removed.why.erases()
-                {
-                    erasures.push(Erasure { id: removed.id, offset: removed.offset, len: removed.len });
-                }
                 replay.take(offset, len, &record)?;
             }
             Step::Damaged { offset, len } => {
+                if !std::mem::replace(&mut looked_for_half_erased, true) && mend_half_erased(log, offset)? {
+                    reader = log.reader(offset);
+                    continue;
+                }
+                replay.close_group(offset);
                 replay.cause = None;
                 report.damaged.push((offset, len));
             }
-            Step::TornTail { offset, len } => {
-                report.torn_bytes = len;
-                torn_at = Some(offset);
-            }
+            Step::TornTail { offset, .. } => sound_end = offset,
         }
         let done = reader.offset();
         if done >= told + PROGRESS_BYTES {
@@ -234,23 +259,58 @@ fn replay(
             (options.progress)(done, log.end());
         }
     }
-    if let Some(offset) = torn_at {
+    let end = replay.end_that_counts(sound_end);
+    if end < log.end() {
+        report.torn_bytes = log.end() - end;
         tracing::warn!("cut {} bytes of an unfinished write off the event log", report.torn_bytes);
-        log.cut(offset)?;
+        log.cut(end)?;
     }
     replay.flush()?;
-    finish_erasures(log, &erasures, report)?;
+    finish_erasures(log, index, &replay.erasures, report)?;
     for (offset, len) in &report.damaged {
         tracing::error!("{len} damaged bytes in the event log at byte {offset} were passed over; run `sledge verify`");
     }
     Ok(())
 }
 
+/// Finishes erasures behind `from` that were interrupted in the middle of a record. A replay needs the id in it: the
+/// event may be the cause of removals. Returns whether there were any.
+fn mend_half_erased(log: &Log, from: u64) -> Result<bool, StoreError> {
+    let mut reader = log.reader(from);
+    let mut damaged = Vec::new();
+    let mut half_erased = Vec::new();
+    while let Some(step) = reader.next()? {
+        match step {
+            Step::Record(_, _, Record::Remove(removed)) if removed.why.erases() => {
+                let end = removed.offset + u64::from(removed.len);
+                if damaged.iter().any(|(offset, damaged_end)| *offset <= removed.offset && end <= *damaged_end) {
+                    half_erased.push(Erasure { id: removed.id, offset: removed.offset, len: removed.len });
+                }
+            }
+            Step::Damaged { offset, len } => damaged.push((offset, offset + len)),
+            Step::Record(..) | Step::TornTail { .. } => {}
+        }
+    }
+    if !half_erased.is_empty() {
+        log.erase(&half_erased)?;
+    }
+    Ok(!half_erased.is_empty())
+}
+
 /// Overwrites what a removal promised to erase and a crash may have left; damage there is a half-done erasure.
-fn finish_erasures(log: &Log, erasures: &[Erasure], report: &mut Report) -> Result<(), StoreError> {
+fn finish_erasures(
+    log: &Log,
+    index: &BufferedIndex,
+    erasures: &[Erasure],
+    report: &mut Report,
+) -> Result<(), StoreError> {
     let mut buffer = Vec::new();
     let mut left = Vec::new();
     for erasure in erasures {
+        let stored_at = index.get(&schema::by_id(&erasure.id))?.as_ref().and_then(schema::place);
+        if stored_at.is_some_and(|place| place.offset == erasure.offset) {
+            continue; // it stays, since the cause of its removal was lost
+        }
         match log.read(erasure.offset, erasure.len as usize, &mut buffer) {
             Ok((Record::Erased(_), _)) => {}
             Ok((Record::Put(event), _)) if event.id != erasure.id => {}
@@ -260,108 +320,6 @@ fn finish_erasures(log: &Log, erasures: &[Erasure], report: &mut Report) -> Resu
     }
     report.damaged.retain(|(offset, _)| !left.iter().any(|erasure| erasure.offset == *offset));
     if left.is_empty() { Ok(()) } else { log.erase(&left) }
-}
-
-/// Turns log records back into index changes.
-pub(super) struct Replay<'i> {
-    index: &'i BufferedIndex,
-    bloom: &'i Bloom,
-    changes: Vec<Change>,
-    /// Log offset behind the last record taken.
-    end: u64,
-    events: u64,
-    dead_bytes: u64,
-    /// Records before this are counted already.
-    counted_up_to: u64,
-    /// The event put last. A removal counts only behind the event that caused it: a power cut may keep the removal
-    /// and lose the cause, and then the removed event is the one to keep.
-    cause: Option<EventId>,
-}
-
-impl<'i> Replay<'i> {
-    pub(super) fn new(index: &'i BufferedIndex, bloom: &'i Bloom, from: u64) -> Result<Self, StoreError> {
-        let state = WriterState::load(index)?;
-        Ok(Replay {
-            index,
-            bloom,
-            changes: Vec::new(),
-            end: from,
-            events: state.events,
-            dead_bytes: state.dead_bytes,
-            counted_up_to: state.counted_up_to,
-            cause: None,
-        })
-    }
-
-    pub(super) fn take(&mut self, offset: u64, len: u32, record: &Record<'_>) -> Result<(), StoreError> {
-        let counts = offset >= self.counted_up_to;
-        match record {
-            Record::Put(event) => {
-                self.put(event, Place::new(offset, len));
-                self.events += u64::from(counts);
-            }
-            Record::Erased(id) => self.cause = Some(*id),
-            Record::Packed(_) | Record::Dictionary(_) => {} // readers unpack; the dictionary is the log's own business
-            Record::Gone(gone) => self.changes.push((schema::gone_version(gone), Some(Value::new(&[])))),
-            Record::Remove(removed) => {
-                let was_there = self.remove(removed)?;
-                if counts {
-                    self.events = self.events.saturating_sub(u64::from(was_there));
-                    self.dead_bytes += u64::from(removed.len) + u64::from(len);
-                }
-            }
-        }
-        self.end = offset + u64::from(len);
-        if self.changes.len() >= REPLAY_CHANGES { self.flush() } else { Ok(()) }
-    }
-
-    fn put(&mut self, event: &StoredEvent<'_>, place: Place) {
-        self.cause = Some(event.id);
-        self.bloom.insert(&event.id.0);
-        schema::named_ids(event).for_each(|id| self.bloom.insert(&id.0));
-        self.changes.extend(schema::entries(event, place));
-    }
-
-    /// Takes out what a removal names; false when it was not there, or stays because its cause was lost.
-    fn remove(&mut self, removed: &Removed<'_>) -> Result<bool, StoreError> {
-        self.flush()?;
-        if !self.has_cause(removed)? {
-            return Ok(false);
-        }
-        let mut was_there = false;
-        for key in removed.keys() {
-            if !schema::holds_a_place(&key) {
-                self.changes.push((key, None));
-            } else if self
-                .index
-                .get(&key)?
-                .as_ref()
-                .and_then(schema::place)
-                .is_some_and(|at| at.offset == removed.offset)
-            {
-                self.changes.push((key, None));
-                was_there = true;
-            }
-        }
-        Ok(was_there)
-    }
-
-    fn has_cause(&self, removed: &Removed<'_>) -> Result<bool, StoreError> {
-        match removed.by {
-            None => Ok(true),
-            Some(by) if self.cause == Some(by) => Ok(true),
-            // Replay may begin between a cause and its removals.
-            Some(by) => Ok(self.index.get(&schema::by_id(&by))?.is_some()),
-        }
-    }
-
-    pub(super) fn flush(&mut self) -> Result<(), StoreError> {
-        self.counted_up_to = self.counted_up_to.max(self.end);
-        self.changes.extend(schema::counters(self.events, self.dead_bytes, self.counted_up_to));
-        self.index.apply(&self.changes, self.end)?;
-        self.changes.clear();
-        Ok(())
-    }
 }
 
 fn fill_bloom(index: &BufferedIndex, bloom: &Bloom) -> Result<(), StoreError> {
@@ -413,4 +371,41 @@ fn read_checked(path: &Path) -> Option<Vec<u8>> {
     let mut bytes = fs::read(path).ok()?;
     let crc = bytes.split_off(bytes.len().checked_sub(4)?);
     (crc32fast::hash(&bytes).to_le_bytes()[..] == crc[..]).then_some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::protocol::EventId;
+    use crate::store::Removal;
+    use crate::store::record::Removed;
+    use crate::store::record::{push_put, push_remove};
+    use crate::store::testing::{assert_sound, close, contents, log_of, note, open};
+
+    /// A removal whose cause was lost takes nothing away, neither from the index nor from the log; one that names
+    /// nothing, as compaction may leave it, does nothing.
+    #[test]
+    fn removals_without_cause_or_target_do_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        close(open(folder.path()));
+        let log = Log::open(&log_of(folder.path())).unwrap();
+        let mut bytes = Vec::new();
+        push_put(&mut bytes, &note(1, "stays"));
+        let len = bytes.len() as u32;
+        let put = bytes.clone();
+        let Ok((Record::Put(event), _)) = crate::store::record::decode(&put) else { panic!("an event") };
+        let lost = Some(EventId([7; 32]));
+        push_remove(&mut bytes, &Removed::new(&event, lost, HEADER_LEN, len, Removal::Deleted), [].iter());
+        let nothing = Removed::new(&event, None, 0, 0, Removal::Operator);
+        push_remove(&mut bytes, &nothing, [].iter());
+        log.append(&bytes).unwrap();
+        for _ in 0..2 {
+            let store = open(folder.path());
+            assert_eq!(contents(&store), ["stays"]);
+            assert_sound(&store);
+            close(store);
+        }
+    }
 }

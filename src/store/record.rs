@@ -8,7 +8,7 @@
 //!          8  length     4  bytes of the payload
 //!         12  type       1  1 put, 2 remove, 3 erased, 4 gone,
 //!                           5 packed, 6 dictionary
-//!         13  reserved   3  zero
+//!         13  followers  3  of a put: how many records behind it it brought about; without all of them it does not count
 //! put     16  id        32
 //!         48  pubkey    32
 //!         80  created_at 8
@@ -31,7 +31,7 @@
 //!         93  keys          the index keys to take out: length 1, bytes; the removed record may be erased by then
 //! erased  16  id        32  of the event that was here: what it replaced must stay replaced
 //!         48  zeros         the rest is gone for good
-//! dictionary  16            what zstd needs to read packed records; the first record of its log
+//! dictionary  16            what zstd needs to read packed records; the first two records of its log, alike
 //! gone    16  address   16  hash of an address; a version of it was deleted by id, and older ones with it
 //!         32  created_at 8  of that version
 //!         40  id        32  of that version
@@ -116,6 +116,8 @@ pub struct StoredEvent<'a> {
     pub kind: Kind,
     /// When it ceases to be (NIP-40).
     pub expiration: Option<u64>,
+    /// How many records behind it are what it brought about: removals, mostly.
+    pub followers: u32,
     bare_d: bool,
     tags: &'a [u8],
     /// The canonical JSON; owned where it was unpacked.
@@ -170,6 +172,17 @@ pub fn push_put(out: &mut Vec<u8>, event: &Verified<Event>) {
     out[tags_len_at..tags_len_at + 4].copy_from_slice(&tags_len.to_le_bytes());
     out.extend_from_slice(&canonical.json);
     finish(out, start, PUT);
+}
+
+/// Notes in the put record at `start` how many records it brought about behind it; at most 2^24 - 1.
+///
+/// Replay takes a put together with its followers or not at all, so a write that was cut off between them leaves
+/// neither two versions of one address nor a deletion request that deleted nothing.
+pub fn set_followers(out: &mut [u8], start: usize, followers: u32) {
+    out[start + 13..start + 16].copy_from_slice(&followers.to_le_bytes()[..3]);
+    let end = start + FRAME_LEN + le_u32(&out[start..], 8) as usize;
+    let crc = crc32fast::hash(&out[start + 8..end]);
+    out[start + 4..start + 8].copy_from_slice(&crc.to_le_bytes());
 }
 
 /// Bytes that [`push_put`] would append at the most.
@@ -275,7 +288,11 @@ pub fn parse(bytes: &[u8]) -> Option<Record<'_>> {
     let frame = bytes.get(..FRAME_LEN)?;
     let payload = bytes.get(FRAME_LEN..FRAME_LEN + le_u32(frame, 8) as usize)?;
     match frame[12] {
-        PUT => decode_put(payload).map(|(event, json)| Record::Put(StoredEvent { json: Cow::Borrowed(json), ..event })),
+        PUT => {
+            let (event, json) = decode_put(payload)?;
+            let followers = u32::from_le_bytes([frame[13], frame[14], frame[15], 0]);
+            Some(Record::Put(StoredEvent { json: Cow::Borrowed(json), followers, ..event }))
+        }
         PACKED => decode_put(payload).map(|(header, body)| Record::Packed(PackedEvent { header, body })),
         REMOVE => decode_remove(payload).map(Record::Remove),
         GONE => decode_gone(payload).map(Record::Gone),
@@ -283,6 +300,18 @@ pub fn parse(bytes: &[u8]) -> Option<Record<'_>> {
         DICTIONARY => Some(Record::Dictionary(payload)),
         _ => None,
     }
+}
+
+/// Length of a sound record without its padding, which no checksum covers.
+pub fn checked_len(record: &[u8]) -> usize {
+    FRAME_LEN + le_u32(record, 8) as usize
+}
+
+/// The event's id in bytes that may be its damaged record, as far as they still look like one.
+pub fn id_in_damage(bytes: &[u8]) -> Option<EventId> {
+    let looks_right = matches!(bytes.get(12), Some(&(PUT | PACKED)));
+    let id = bytes.get(FRAME_LEN..)?.first_chunk()?;
+    (looks_right && *id != [0; 32]).then_some(EventId(*id))
 }
 
 fn begin(out: &mut Vec<u8>) -> usize {
@@ -312,6 +341,7 @@ fn decode_put(payload: &[u8]) -> Option<(StoredEvent<'_>, &[u8])> {
         pubkey: PublicKey(array(header, 32)),
         created_at: le_u64(header, 64),
         expiration: (expiration != NO_EXPIRATION).then_some(expiration),
+        followers: 0,
         kind: Kind(u16::from_le_bytes(array(header, 80))),
         bare_d: header[82] & BARE_D != 0,
         tags,
@@ -356,6 +386,11 @@ impl StoredEvent<'_> {
     /// The same event with other JSON.
     pub fn with_json(&self, json: Vec<u8>) -> Self {
         StoredEvent { json: Cow::Owned(json), ..*self }
+    }
+
+    /// The same event without what it brought about, as compaction keeps it.
+    pub fn alone(&self) -> Self {
+        StoredEvent { followers: 0, ..self.with_json(self.json.to_vec()) }
     }
 
     /// The event's place among the versions of its address.
@@ -511,6 +546,7 @@ pub(crate) mod tests_support {
             created_at: 3,
             kind: Kind(4),
             expiration: None,
+            followers: 0,
             bare_d: false,
             tags: &[],
             json: Cow::Borrowed(b"{}"),

@@ -5,11 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::protocol::{Event, Verified};
 
 use super::StoreError;
+use super::damage::name_events;
 use super::embedded::{EmbeddedStore, Files};
 use super::index::{Key, Value};
 use super::log::{HEADER_LEN, Step};
 use super::open::for_each_key;
-use super::record::{Record, StoredEvent};
+use super::record::{ALIGN, Record, StoredEvent};
 use super::schema::{self, Place};
 
 /// Problems that are described one by one; further ones are only counted.
@@ -49,21 +50,22 @@ pub fn verify(store: &EmbeddedStore, progress: &dyn Fn(u64, u64)) -> Result<Veri
     let (state, files) = store.writer_and_files();
     let files = &*files;
     let mut report = VerifyReport::default();
+    let removed = removed_in(files)?;
     let mut expected_entries = 0;
     let mut gone = BTreeSet::new();
     let mut reader = files.log.reader(HEADER_LEN);
     let mut told = 0;
+    let mut damaged = Vec::new();
     while let Some(step) = reader.next()? {
         match step {
             Step::Record(offset, len, Record::Put(event)) => {
-                expected_entries += check_event(files, &event, Place::new(offset, len), &mut report)?;
+                let place = Place::new(offset, len);
+                expected_entries += check_event(files, &event, place, removed.contains(offset), &mut report)?;
             }
             Step::Record(_, _, Record::Gone(version)) => drop(gone.insert(schema::gone_version(&version))),
             Step::Record(..) => {}
             Step::Damaged { offset, len } | Step::TornTail { offset, len } => {
-                report.problem(format!(
-                    "event log: {len} bytes at byte {offset} are damaged: what was there cannot be read"
-                ));
+                damaged.push((offset, len));
             }
         }
         if reader.offset() >= told + PROGRESS_BYTES {
@@ -71,6 +73,7 @@ pub fn verify(store: &EmbeddedStore, progress: &dyn Fn(u64, u64)) -> Result<Veri
             progress(told, files.log.end());
         }
     }
+    name_events(files, &damaged)?.iter().for_each(|stretch| report.problem(stretch.to_string()));
     check_index(files, expected_entries + gone.len() as u64, &mut report)?;
     if report.events != state.events {
         report.problem(format!("index: it counts {} events, and {} are there", state.events, report.events));
@@ -78,16 +81,64 @@ pub fn verify(store: &EmbeddedStore, progress: &dyn Fn(u64, u64)) -> Result<Veri
     Ok(report)
 }
 
+/// Places in the log, a bit for each at which a record can begin.
+#[derive(Default)]
+struct Places(Vec<u64>);
+
+impl Places {
+    fn insert(&mut self, offset: u64) {
+        let at = (offset / ALIGN as u64) as usize;
+        if at / 64 >= self.0.len() {
+            self.0.resize(at / 64 + 1, 0);
+        }
+        self.0[at / 64] |= 1 << (at % 64);
+    }
+
+    fn contains(&self, offset: u64) -> bool {
+        let at = (offset / ALIGN as u64) as usize;
+        self.0.get(at / 64).is_some_and(|bits| bits & 1 << (at % 64) != 0)
+    }
+}
+
+/// What the log says is removed. As in a replay, a removal counts only behind the event that caused it, or with that
+/// event in the index, where damage stands between the two.
+fn removed_in(files: &Files) -> Result<Places, StoreError> {
+    let mut removed = Places::default();
+    let (mut cause, mut is_indexed) = (None, false);
+    let mut reader = files.log.reader(HEADER_LEN);
+    while let Some(step) = reader.next()? {
+        match step {
+            Step::Record(_, _, Record::Put(event)) => (cause, is_indexed) = (Some(event.id), true),
+            Step::Record(_, _, Record::Erased(id)) => (cause, is_indexed) = (Some(id), false),
+            Step::Record(_, _, Record::Remove(it)) if it.by.is_none() || it.by == cause => {
+                if it.len > 0 && it.offset < files.log.end() {
+                    removed.insert(it.offset);
+                }
+            }
+            Step::Damaged { .. } if !is_indexed => cause = None,
+            Step::Record(..) | Step::Damaged { .. } | Step::TornTail { .. } => {}
+        }
+    }
+    Ok(removed)
+}
+
 /// Checks one record and what the index has for it. Returns how many entries belong to it.
 fn check_event(
     files: &Files,
     event: &StoredEvent<'_>,
     place: Place,
+    is_removed: bool,
     report: &mut VerifyReport,
 ) -> Result<u64, StoreError> {
     let stored_at = files.index.get(&schema::by_id(&event.id))?.as_ref().and_then(schema::place);
-    if stored_at != Some(place) {
-        return Ok(0); // removed, or stored again later
+    match (stored_at == Some(place), is_removed) {
+        (true, false) => {}
+        (false, true) => return Ok(0), // perhaps stored again later
+        (true, true) => report.problem(format!("index: event {} was removed and is still there", event.id)),
+        (false, false) => {
+            report.problem(format!("index: event {} at byte {} is missing", event.id, place.offset));
+            return Ok(0);
+        }
     }
     report.events += 1;
     check_json(event, place, report);

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 
 use sledge::protocol::Event;
@@ -21,6 +21,8 @@ use crate::support::{Keys, NOW, Reference, json_of, verified};
 
 /// Where the child keeps its store; without it the child is just an empty test.
 const DIR: &str = "SLEDGE_FAULT_DIR";
+/// Where the store itself is, if not in there.
+const STORE: &str = "SLEDGE_FAULT_STORE";
 const ABORTED: i32 = 6;
 
 /// Batches in which everything is replaced, deleted and vanishes sooner or later. Contents are unique and start with
@@ -72,14 +74,20 @@ fn child() {
     let Some(dir) = std::env::var_os(DIR) else { return };
     let dir = Path::new(&dir);
     let mut acks = OpenOptions::new().create(true).append(true).open(dir.join("acks")).unwrap();
-    let store = open_store(&dir.join("store"));
+    let store = std::env::var_os(STORE).map_or_else(|| dir.join("store"), PathBuf::from);
+    let store = open_store(&store);
     run(&store, acknowledged(dir), &mut acks);
     store.close(std::time::Instant::now() + std::time::Duration::from_secs(60)).unwrap();
 }
 
 fn spawn_child(dir: &Path, fault: Option<&str>) -> ExitStatus {
+    spawn_child_with_store(dir, &dir.join("store"), fault)
+}
+
+/// Runs the history on a store of its own, notes in `dir` what was acknowledged, and dies at the fault point.
+pub fn spawn_child_with_store(dir: &Path, store: &Path, fault: Option<&str>) -> ExitStatus {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "fault::child", "--test-threads", "1"]).env(DIR, dir);
+    command.args(["--exact", "fault::child", "--test-threads", "1"]).env(DIR, dir).env(STORE, store);
     command.stdout(Stdio::null()).stderr(Stdio::null());
     if let Some(fault) = fault {
         command.env("SLEDGE_FAULT", fault);
@@ -88,7 +96,7 @@ fn spawn_child(dir: &Path, fault: Option<&str>) -> ExitStatus {
 }
 
 /// How many batches the child was told are durable.
-fn acknowledged(dir: &Path) -> usize {
+pub fn acknowledged(dir: &Path) -> usize {
     std::fs::read_to_string(dir.join("acks")).map_or(0, |acks| acks.lines().count())
 }
 
@@ -112,8 +120,8 @@ fn visible(reference: &Reference) -> BTreeMap<String, String> {
 
 /// What a crash after `acked` batches may leave: all of them, and of the next one any whole events with what they do.
 #[track_caller]
-fn assert_left_in_order(dir: &Path, acked: usize, fault: &str) {
-    let store = open_store(&dir.join("store"));
+pub fn assert_left_in_order(store: &Path, acked: usize, fault: &str) {
+    let store = open_store(store);
     let problems = verify(&store, &|_, _| {}).unwrap().problems;
     assert_eq!(problems, [] as [&str; 0], "{fault}");
     let found = content(&store);
@@ -143,7 +151,7 @@ fn dying_at_any_fault_point_loses_nothing() {
     let erased: Vec<String> = erased_contents(&expected);
     assert!(erased.len() >= 20, "the history should erase something");
     for point in POINTS {
-        for times in [1, 2, 4, 9] {
+        for times in [1, 2, 6, 11] {
             let fault = format!("{point}:{times}");
             let dir = tempfile::tempdir().unwrap();
             let ended = spawn_child(dir.path(), Some(&fault));
@@ -154,7 +162,7 @@ fn dying_at_any_fault_point_loses_nothing() {
             if ended.success() {
                 break;
             }
-            assert_left_in_order(dir.path(), acknowledged(dir.path()), &fault);
+            assert_left_in_order(&dir.path().join("store"), acknowledged(dir.path()), &fault);
             assert!(spawn_child(dir.path(), None).success(), "{fault}: going on failed");
             assert_eq!(content(&open_store(&dir.path().join("store"))), expected, "{fault}");
             for secret in &erased {

@@ -6,6 +6,7 @@
 
 mod support;
 
+mod backup;
 mod cli;
 mod crash;
 mod ephemeral;
@@ -26,6 +27,7 @@ mod nip45;
 mod nip62;
 mod nip67;
 mod nip70;
+mod powercut;
 mod real_events;
 mod retention;
 mod store_suite;

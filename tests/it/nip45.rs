@@ -37,6 +37,23 @@ async fn t39_overlapping_filters_count_once() {
     }
 }
 
+/// A count that takes too long is given as far as it came, and says that it is a lower bound.
+#[tokio::test]
+async fn t39_a_count_that_is_cut_short_says_so() {
+    let relay = Relay::with(|config| {
+        config.limits.query_slice_ms = 0;
+        config.limits.query_time_ms_max = 0;
+    })
+    .await;
+    let mut client = relay.client().await;
+    let notes: Vec<Event> = (0..1_000).map(|n| Keys::new(1).note(NOW + n % 9, &n.to_string())).collect();
+    client.store_all(&notes).await;
+    let body = client.count_body(&[json!({"kinds": [1]})]).await;
+    assert_eq!(body["approximate"], true, "{body}");
+    assert!(body["count"].as_u64().is_some_and(|count| count < 1_000), "{body}");
+    client.assert_alive().await;
+}
+
 /// Replaced and deleted events do not count, those stored since do.
 #[tokio::test]
 async fn t39_counts_follow_what_is_stored() {

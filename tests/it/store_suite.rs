@@ -6,20 +6,23 @@ use std::thread;
 
 use sledge::protocol::supersede::Verdict;
 use sledge::protocol::{Event, Filter, Verified};
+use sledge::store::compact::{Pace, compact};
+use sledge::store::embedded::{EmbeddedStore, Options};
+use sledge::store::index::Engine;
 use sledge::store::memory::MemoryStore;
+use sledge::store::verify::verify;
 use sledge::store::{Position, Progress, Query, Removal, Store, Wanted};
 use tempfile::TempDir;
 
 use crate::support::stores::{all, assert_rows, budget, count, newest, query, read, row_ids};
-use crate::support::stores::{in_order, open_store};
+use crate::support::stores::{in_order, once_free, open_store, options};
 use crate::support::{Keys, NOW, ids, verified};
 
 type Make<'m> = &'m dyn Fn() -> Arc<dyn Store>;
+type Check = fn(Make);
 
-/// A check, with its name for the message of a failure.
-type Check = (&'static str, fn(Make));
-
-const CHECKS: [Check; 17] = [
+/// Every check, with its name for the message of a failure.
+const CHECKS: [(&str, Check); 17] = [
     ("an empty store has nothing", an_empty_store_has_nothing),
     ("verdicts come in batch order", verdicts_come_in_batch_order),
     ("a batch sees its earlier writes", a_batch_sees_its_earlier_writes),
@@ -52,12 +55,22 @@ fn the_memory_store_conforms() {
 }
 
 #[test]
-fn the_embedded_store_conforms() {
+fn the_embedded_store_conforms_on_sled() {
+    the_embedded_store_conforms(Engine::Sled);
+}
+
+#[test]
+fn the_embedded_store_conforms_on_fjall() {
+    the_embedded_store_conforms(Engine::Fjall);
+}
+
+fn the_embedded_store_conforms(engine: Engine) {
+    let options = Options { engine, ..options() };
     let home = TempDir::new().unwrap();
     let made = AtomicU32::new(0);
     run_all(&|| {
         let dir = home.path().join(made.fetch_add(1, Ordering::Relaxed).to_string());
-        Arc::new(open_store(&dir))
+        Arc::new(once_free(|| EmbeddedStore::open(&dir, &options)))
     });
 }
 
@@ -378,31 +391,44 @@ fn counts_are_over_the_union(make: Make) {
     }
 }
 
-/// While one thread writes, readers see whole batches in order, each beginning of the history and nothing torn.
+/// While one thread writes, readers see a beginning of the history, in order and without repeats, never less than was
+/// stored when they began.
 fn readers_beside_the_writer(make: Make) {
-    let store = make();
-    let batches: Vec<Vec<Event>> = notes(400, 7).chunks(10).map(<[Event]>::to_vec).collect();
+    write_beside_readers(&*make(), &|| {});
+}
+
+/// The same while the store is compacted again and again.
+#[test]
+fn readers_and_the_writer_go_on_beside_compaction() {
+    let home = TempDir::new().unwrap();
+    let store = open_store(home.path());
+    let compact_once = || _ = compact(&store, &Pace::flat_out(&|_, _| {})).unwrap();
+    write_beside_readers(&store, &compact_once);
+    assert_eq!(verify(&store, &|_, _| {}).unwrap().problems, Vec::<String>::new());
+}
+
+/// Runs `meanwhile` over and over beside one writer and two readers, which check what they see.
+fn write_beside_readers(store: &dyn Store, meanwhile: &(dyn Fn() + Sync)) {
+    const EVENTS: u64 = 400;
     let written = AtomicU64::new(0);
+    let check = || {
+        let known = written.load(Ordering::Acquire);
+        let (rows, end) = read(store, query(&everything(), NOW), 2_000);
+        assert_eq!(end, Progress::Finished);
+        assert!(rows.len() as u64 >= known, "{} rows after {known} were stored", rows.len());
+        assert!(rows.is_sorted_by(|a, b| (b.created_at, a.id) < (a.created_at, b.id)), "order, no repeats");
+        known < EVENTS
+    };
     thread::scope(|scope| {
-        for _ in 0..2 {
-            scope.spawn(|| {
-                loop {
-                    let known = written.load(Ordering::Acquire);
-                    let (rows, end) = read(&*store, query(&everything(), NOW), 2_000);
-                    assert_eq!(end, Progress::Finished);
-                    assert!(rows.len() as u64 >= known, "{} rows after {known} were stored", rows.len());
-                    assert!(
-                        rows.is_sorted_by(|a, b| (b.created_at, a.id) < (a.created_at, b.id)),
-                        "order and no repeats"
-                    );
-                    if known == 400 {
-                        break;
-                    }
-                }
-            });
-        }
-        for batch in &batches {
-            store_all(&*store, batch);
+        scope.spawn(|| while check() {});
+        scope.spawn(|| while check() {});
+        scope.spawn(|| {
+            while written.load(Ordering::Acquire) < EVENTS {
+                meanwhile()
+            }
+        });
+        for batch in notes(EVENTS, 7).chunks(10) {
+            store_all(store, batch);
             written.fetch_add(batch.len() as u64, Ordering::Release);
         }
     });

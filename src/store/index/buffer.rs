@@ -494,6 +494,7 @@ impl<A: Iterator<Item = Change>, B: Iterator<Item = Change>> Iterator for Overla
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use super::super::Engine;
     use super::*;
     use proptest::prelude::*;
     use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -763,22 +764,24 @@ mod tests {
         }
     }
 
-    /// With sled below: what was merged is there after opening again.
+    /// With a real engine below: what was merged is there after opening again.
     #[test]
-    fn sled_has_everything_after_a_merge() {
-        let dir = tempfile::tempdir().unwrap();
-        let open = || {
-            let engine = super::super::sled::SledIndex::open(dir.path(), 0, Duration::from_secs(60)).unwrap();
-            BufferedIndex::new(Arc::new(engine), 500, Box::new(|_| Ok(()))).unwrap()
-        };
-        let index = open();
-        for batch in 0..100 {
-            let changes: Vec<_> = (0..20).map(|n| put(n * 100 + batch, 1)).collect();
-            index.apply(&changes, u64::from(batch)).unwrap();
+    fn the_engine_has_everything_after_a_merge() {
+        for engine in [Engine::Sled, Engine::Fjall] {
+            let dir = tempfile::tempdir().unwrap();
+            let open = || {
+                let engine = engine.open(dir.path(), 0, Duration::from_secs(60)).unwrap();
+                BufferedIndex::new(engine, 500, Box::new(|_| Ok(()))).unwrap()
+            };
+            let index = open();
+            for batch in 0..100 {
+                let changes: Vec<_> = (0..20).map(|n| put(n * 100 + batch, 1)).collect();
+                index.apply(&changes, u64::from(batch)).unwrap();
+            }
+            assert!(index.close(Instant::now() + Duration::from_secs(3_600)).unwrap());
+            drop(index);
+            let index = open();
+            assert!(numbers(&scan(&index, 0, 9_999, usize::MAX)).into_iter().eq(0..2_000), "{engine}");
         }
-        assert!(index.close(Instant::now() + Duration::from_secs(3_600)).unwrap());
-        drop(index);
-        let index = open();
-        assert!(numbers(&scan(&index, 0, 9_999, usize::MAX)).into_iter().eq(0..2_000));
     }
 }

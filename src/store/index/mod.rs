@@ -5,18 +5,24 @@
 //! may fail, and says so with [`IndexError`], but it must never answer wrongly,
 //! hang the open, or take the process down.
 //!
-//! [`Index`] is the boundary: [`sled`] stands behind it and [`buffer`] in front.
-//! What the keys mean is the business of the schema, not of this folder.
+//! [`Index`] is the boundary: an [`Engine`], [`sled`] or [`fjall`], stands behind it and
+//! [`buffer`] in front. What the keys mean is the business of the schema, not of this folder.
 
 pub mod bloom;
 pub mod buffer;
+pub mod fjall;
+mod guard;
 pub mod sled;
+#[cfg(test)]
+mod suite;
 
 use std::cmp::Ordering;
 use std::fmt;
 use std::io;
 use std::num::NonZeroU8;
 use std::ops::Deref;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Most bytes in a key.
@@ -183,6 +189,40 @@ pub trait Index: Send + Sync {
 
     /// Bytes its files take on disk; 0 where that cannot be found out.
     fn bytes_on_disk(&self) -> u64;
+}
+
+/// What keeps the index on disk. The operator chooses; another choice rebuilds the index.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub enum Engine {
+    /// sled 1.0 alpha: compressed leaves, many small reads cheap.
+    #[default]
+    Sled,
+    /// The LSM tree of fjall: cheap to write, in little memory.
+    Fjall,
+}
+
+impl Engine {
+    /// Opens the index in `dir`, or makes an empty one where there is none. `cache_bytes` bounds
+    /// what is kept in memory of what was read.
+    ///
+    /// # Errors
+    /// [`IndexError::Damaged`] or [`IndexError::OpenTimeout`] when it has to be rebuilt: remove
+    /// `dir` first. [`IndexError::Io`] when the directory is out of reach.
+    pub fn open(self, dir: &Path, cache_bytes: u64, timeout: Duration) -> Result<Arc<dyn Index>, IndexError> {
+        Ok(match self {
+            Engine::Sled => Arc::new(sled::SledIndex::open(dir, cache_bytes, timeout)?),
+            Engine::Fjall => Arc::new(fjall::FjallIndex::open(dir, cache_bytes, timeout)?),
+        })
+    }
+}
+
+impl fmt::Display for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Engine::Sled => "sled",
+            Engine::Fjall => "fjall",
+        })
+    }
 }
 
 /// Why an index gave no answer. The event log is not touched by any of these.

@@ -6,13 +6,16 @@ use std::time::{Duration, Instant};
 
 use sledge::protocol::{Event, Filter};
 use sledge::store::embedded::{EmbeddedStore, Options};
+use sledge::store::index::Engine;
 use sledge::store::{PageBudget, Progress, Query, Row, Store, StoreError, Wanted};
 
 use super::client::PATIENCE;
 
-/// Runs so short that small tests merge too.
+/// Runs so short that small tests merge too. `SLEDGE_TEST_INDEX=fjall` takes the other index engine.
 pub fn options() -> Options {
-    Options { run_entries_max: 500, cache_bytes: 4 << 20, ..Options::default() }
+    let other = std::env::var_os("SLEDGE_TEST_INDEX").is_some_and(|name| name == "fjall");
+    let engine = if other { Engine::Fjall } else { Engine::Sled };
+    Options { engine, run_entries_max: 500, cache_bytes: 4 << 20, ..Options::default() }
 }
 
 /// Opens the embedded store in `dir`.
@@ -34,7 +37,7 @@ pub fn once_free<T>(work: impl Fn() -> Result<T, StoreError>) -> T {
 }
 
 fn is_taken(error: &StoreError) -> bool {
-    // sled has a lock of its own, and reports it as the system does.
+    // The index engines have locks of their own, and report it as the system does.
     matches!(error, StoreError::InUse(_)) || error.to_string().contains("Resource temporarily unavailable")
 }
 
