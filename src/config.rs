@@ -5,6 +5,7 @@
 
 mod check;
 mod ip_range;
+mod kind_range;
 mod read;
 
 use std::net::SocketAddr;
@@ -14,6 +15,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use ip_range::{IpRange, IpRangeError};
+pub use kind_range::{KindRange, KindRangeError};
 pub use read::{ConfigError, Origin};
 
 /// The built-in `sync.toml`: every key with its default, and the reason in a comment.
@@ -44,6 +46,8 @@ pub struct Config {
     pub memory: Memory,
     /// How the store works.
     pub storage: Storage,
+    /// What is kept, and for how long.
+    pub retention: Retention,
     /// Where these settings were read, for messages.
     #[serde(skip)]
     pub origin: Origin,
@@ -177,6 +181,38 @@ pub struct Storage {
     pub compact_share: f64,
     /// Whether compaction compresses what it keeps.
     pub compress: bool,
+}
+
+/// `[retention]`: what is kept, and for how long. See [`DEFAULTS`] for the order in which events are evicted.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Retention {
+    /// MiB that live events and index may take; 0 = no limit.
+    pub max_disk_mb: u64,
+    /// Days after which an event is removed, counted from its `created_at`; 0 = never.
+    pub max_age_days: u64,
+    /// Public keys, npub or hex, whose events are never evicted.
+    pub keep: Vec<String>,
+    /// Rules of their own for some kinds; the first that names a kind holds.
+    pub rules: Vec<RetentionRule>,
+}
+
+/// One of `retention.rules`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RetentionRule {
+    /// The kinds it is for.
+    pub kinds: Vec<KindRange>,
+    /// As [`Retention::max_age_days`], for these kinds; that one holds when it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_age_days: Option<u64>,
+    /// Whether the quota may evict these kinds.
+    #[serde(default = "evict_by_default")]
+    pub evict: bool,
+}
+
+fn evict_by_default() -> bool {
+    true
 }
 
 /// What keeps the index on disk.

@@ -41,6 +41,7 @@ use clap::{Parser, Subcommand};
 use crate::config::Config;
 use crate::error::Error;
 use crate::protocol::nip19;
+use crate::store::quota::Rules;
 
 /// A Nostr relay in one binary: serves, imports, exports and queries events.
 #[derive(Debug, Parser)]
@@ -134,6 +135,8 @@ fn load_config(file: Option<&std::path::Path>, store: Option<String>) -> Result<
             .map_err(|error| config.refuse("info.pubkey", error.to_string()))?;
         config.info.pubkey = faster_hex::hex_string(&key);
     }
+    Rules::new(&config.retention)
+        .map_err(|(key, error)| config.refuse("retention.keep", format!("`{key}`: {error}")))?;
     if let Some(store) = store {
         config.store = store;
     }

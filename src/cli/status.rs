@@ -11,7 +11,7 @@ use super::store::{self, Access};
 use crate::config::Config;
 use crate::error::Error;
 use crate::server::control::{self, Answer, Request};
-use crate::store::{Store, StoreStats, log, schema};
+use crate::store::{RetentionStats, Store, StoreStats, log, schema};
 
 /// Describe the store: events, bytes, generation
 ///
@@ -82,13 +82,27 @@ impl Status {
 }
 
 fn store_rows(stats: &StoreStats) -> Vec<(&'static str, String)> {
-    vec![
+    let mut rows = vec![
         ("events", number(stats.events)),
         ("event log", size(stats.log_bytes)),
         ("to be freed", format!("{} by `sledge compact`", size(stats.dead_bytes))),
         ("index", size(stats.index_bytes)),
         ("not yet indexed", format!("{} entries", number(stats.buffered_entries))),
-    ]
+    ];
+    rows.extend(stats.retention.iter().flat_map(retention_rows));
+    rows
+}
+
+fn retention_rows(retention: &RetentionStats) -> Vec<(&'static str, String)> {
+    let mut rows = vec![("evicted", format!("{} events since the start", number(retention.evicted_events)))];
+    if retention.evicted_up_to > 0 {
+        rows.push(("refused up to", format!("created_at {} (evicted)", retention.evicted_up_to)));
+    }
+    if retention.quota_bytes > 0 {
+        let full = if retention.used_up { ", USED UP: writes are refused" } else { "" };
+        rows.push(("quota", format!("{} of {}{full}", size(retention.used_bytes), size(retention.quota_bytes))));
+    }
+    rows
 }
 
 impl Served {

@@ -13,6 +13,7 @@ use crate::protocol::Filter;
 use crate::store::dir::DataDir;
 use crate::store::embedded::{EmbeddedStore, Options};
 use crate::store::index::Engine;
+use crate::store::quota::Rules;
 use crate::store::{PageBudget, Progress, Query, Row, Store, StoreError, Wanted};
 
 /// Bytes of event JSON read in one go; one event may exceed it.
@@ -133,6 +134,7 @@ pub fn opening<T>(config: &Config, open: impl FnOnce(&Options) -> Result<T, Stor
         cache_bytes: config.index_cache_bytes() as u64,
         index_open_timeout: config.storage.index_open_timeout(),
         compress: config.storage.compress,
+        retention: retention(config),
         progress: Arc::new(move |done, total| {
             drawn.get_or_init(|| progress::bytes("reading the event log", Some(total))).set_position(done);
         }),
@@ -150,6 +152,14 @@ fn engine(config: &Config) -> Engine {
         IndexEngine::Sled => Engine::Sled,
         IndexEngine::Fjall => Engine::Fjall,
     }
+}
+
+/// The rules of the settings, whose keys were looked at when they were read.
+fn retention(config: &Config) -> Rules {
+    Rules::new(&config.retention).unwrap_or_else(|(key, error)| {
+        tracing::error!("retention.keep: {key}: {error}; nothing is evicted");
+        Rules::default()
+    })
 }
 
 /// The address of the relay that has the store, from what it says of itself.
@@ -172,6 +182,9 @@ pub fn failed(config: &Config, error: StoreError) -> Error {
             "this needs {} on the disk that holds {dir}, and {} are free; make room and try again",
             size(*needed_bytes),
             size(*free_bytes)
+        ),
+        StoreError::QuotaUsedUp => format!(
+            "the quota for {dir} is used up and nothing may be evicted; raise `max_disk_mb` or lower what [retention] keeps"
         ),
         StoreError::Poisoned(_) => format!("writing to {dir} failed: {error}"),
         _ => error.to_string(),

@@ -7,11 +7,16 @@ use super::{Config, ConfigError};
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
 const DAY_SECS: u64 = 24 * 60 * 60;
+/// Rules, and kinds or ranges in one of them.
+const RULES_MAX: usize = 64;
+const AGE_DAYS_MAX: u64 = 36_525;
 const HUNDRED_YEARS_SECS: u64 = 36_525 * DAY_SECS;
 
 /// Checks each number against its range, then numbers against each other.
 pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
-    for (key, value, range) in limit_ranges(config).into_iter().chain(storage_ranges(config)) {
+    for (key, value, range) in
+        limit_ranges(config).into_iter().chain(storage_ranges(config)).chain(retention_ranges(config))
+    {
         if !range.contains(&value) {
             let (low, high) = (range.start(), range.end());
             return Err(config.refuse(key, format!("must be from {low} to {high}, not {value}")));
@@ -21,6 +26,7 @@ pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
         return Err(config.refuse("store", "must name a directory"));
     }
     check_shares(config)?;
+    check_rules(config)?;
     check_relations(config)?;
     check_service_url(config)
 }
@@ -69,6 +75,33 @@ fn storage_ranges(config: &Config) -> Vec<Range> {
         ("storage.expiry_sweep_secs", s.expiry_sweep_secs, 1..=DAY_SECS),
         ("storage.compact_dead_mb_min", s.compact_dead_mb_min, 0..=MIB),
     ]
+}
+
+fn retention_ranges(config: &Config) -> Vec<Range> {
+    let r = &config.retention;
+    vec![
+        ("retention.max_disk_mb", r.max_disk_mb, 0..=MIB * MIB),
+        ("retention.max_age_days", r.max_age_days, 0..=AGE_DAYS_MAX),
+    ]
+}
+
+/// Every event that comes in is held against each rule, and each age is a walk of its own through the index.
+fn check_rules(config: &Config) -> Result<(), ConfigError> {
+    let rules = &config.retention.rules;
+    if rules.len() > RULES_MAX {
+        return Err(config.refuse("retention.rules", format!("at most {RULES_MAX} rules, not {}", rules.len())));
+    }
+    for (number, rule) in (1..).zip(rules) {
+        let problem = if rule.kinds.is_empty() || rule.kinds.len() > RULES_MAX {
+            format!("rule {number} must name from 1 to {RULES_MAX} kinds or ranges of kinds")
+        } else if rule.max_age_days.is_some_and(|days| days > AGE_DAYS_MAX) {
+            format!("max_age_days of rule {number} must be from 0 to {AGE_DAYS_MAX}")
+        } else {
+            continue;
+        };
+        return Err(config.refuse("retention.rules", problem));
+    }
+    Ok(())
 }
 
 /// Shares of a whole. Compaction that hardly ever works would never catch up with the writer.
@@ -169,6 +202,10 @@ mod tests {
                 "my.toml:1: service_url: must start with wss:// or ws:// and name a host",
             ),
             ("[storage]\ncompact_share = 0.0\n", "my.toml:2: storage.compact_share: must be from 0.01 to 1.0, not 0"),
+            (
+                "[[retention.rules]]\nkinds = []\n",
+                "my.toml:1: retention.rules: rule 1 must name from 1 to 64 kinds or ranges of kinds",
+            ),
             ("store = \"\"\n", "my.toml:1: store: must name a directory"),
             ("service_url = \"wss://\"\n", "my.toml:1: service_url: must start with wss:// or ws:// and name a host"),
         ] {
@@ -211,7 +248,7 @@ mod tests {
             let value = line.split_once(" = ").map(|(_, value)| value);
             value.is_some_and(|value| value.parse::<u64>().is_ok())
         });
-        let ranges = limit_ranges(&config).len() + storage_ranges(&config).len();
+        let ranges = limit_ranges(&config).len() + storage_ranges(&config).len() + retention_ranges(&config).len();
         assert_eq!(numbers.count(), ranges);
     }
 }

@@ -83,6 +83,9 @@ pub enum Rejection {
     /// A request to vanish that names other relays (NIP-62).
     #[error("invalid: the request to vanish does not name this relay")]
     VanishElsewhere,
+    /// Older than the rules of retention keep, or than what the quota has evicted.
+    #[error("blocked: older than this relay keeps")]
+    NotKept,
     /// The store could not be asked.
     #[error("error: the store cannot be read")]
     StoreUnreadable,
@@ -170,6 +173,9 @@ impl Ingest {
         }
         if event.kind == Kind::VANISH && !vanish_applies(event, &self.config.service_url) {
             return Err(Rejection::VanishElsewhere);
+        }
+        if !event.kind.is_ephemeral() && !self.store.keeps(event, now) {
+            return Err(Rejection::NotKept);
         }
         Ok(())
     }

@@ -132,8 +132,16 @@ impl Shared {
 impl Limits {
     fn are_passed_by(&self, stats: &StoreStats) -> bool {
         let enough = stats.dead_bytes > 0 && stats.dead_bytes >= self.dead_bytes_min;
-        enough && stats.dead_bytes as f64 > self.dead_share * stats.log_bytes as f64
+        let mostly_dead = enough && stats.dead_bytes as f64 > self.dead_share * stats.log_bytes as f64;
+        mostly_dead || stats.retention.is_some_and(|retention| is_worth_it_for_quota(stats, retention.quota_bytes))
     }
+}
+
+/// Whether the store takes more disk than its quota and compaction would give back a twentieth of that: what an eviction
+/// frees is twice as much.
+fn is_worth_it_for_quota(stats: &StoreStats, quota_bytes: u64) -> bool {
+    let takes_more = quota_bytes > 0 && stats.log_bytes + stats.index_bytes > quota_bytes;
+    takes_more && stats.dead_bytes >= quota_bytes / 20
 }
 
 /// What the thread does each time it looks.
@@ -184,8 +192,8 @@ mod tests {
     use crate::config::Config;
     use crate::protocol::EventId;
     use crate::protocol::testing::{Author, NOW};
-    use crate::store::Removal;
     use crate::store::embedded::{EmbeddedStore, Options};
+    use crate::store::{Removal, RetentionStats};
 
     /// A store of `count` notes of which `gone` were removed, and upkeep that nobody runs but the test.
     fn shared(count: u64, gone: usize) -> (tempfile::TempDir, Arc<Shared>) {
@@ -227,6 +235,12 @@ mod tests {
         assert!(passed(0.5, 100, 501) && !passed(0.5, 100, 500));
         assert!(passed(0.5, 501, 501) && !passed(0.5, 502, 501));
         assert!(!passed(1.0, 0, 1_000) && !passed(0.0, 0, 0));
+        let over_quota = |log_bytes, dead_bytes| {
+            let retention = Some(RetentionStats { quota_bytes: 1_000, ..RetentionStats::default() });
+            let stats = StoreStats { log_bytes, index_bytes: 100, dead_bytes, retention, ..StoreStats::default() };
+            Limits { dead_share: 1.0, dead_bytes_min: 0, work_share: 1.0 }.are_passed_by(&stats)
+        };
+        assert!(over_quota(901, 50) && !over_quota(900, 50) && !over_quota(901, 49));
     }
 
     /// What goes wrong is told once, until something else goes wrong.

@@ -1,12 +1,13 @@
-//! Expired events (NIP-40) are hidden on time by every query; the sweeper has their bytes erased, round by round.
+//! Expired events (NIP-40) are hidden on time by every query; the sweeper has them removed, round by round, and then what
+//! the rules of retention do not keep.
 //!
 //! It has no thread of its own: the writer asks it what is due, since only the writer writes.
 
 use std::time::{Duration, Instant};
 
-use crate::store::Store;
+use crate::store::{Retained, Store};
 
-/// Expired events removed in one go; publishers wait behind it.
+/// Events removed in one go; publishers wait behind it.
 const SWEEP_EVENTS_MAX: usize = 1_000;
 
 /// When to sweep next.
@@ -27,9 +28,21 @@ impl Sweeper {
         self.next.saturating_duration_since(instant)
     }
 
-    /// Removes events that have expired by `now` (seconds since 1970). Where there are more than one sweep takes, the
-    /// next one is due at once, with waiting events between them.
+    /// Makes the next sweep due now.
+    pub fn sweep_soon(&mut self, instant: Instant) {
+        self.next = instant;
+    }
+
+    /// Removes events that have expired by `now` (seconds since 1970), and when there are none left, those that are not
+    /// to be kept. Where there are more than one sweep takes, the next one is due at once, with waiting events between
+    /// them.
     pub fn sweep(&mut self, store: &dyn Store, now: u64, instant: Instant) {
+        let more = Self::sweep_expired(store, now) || Self::retain(store, now);
+        self.next = if more { instant } else { instant + self.every };
+    }
+
+    /// Returns whether there may be more.
+    fn sweep_expired(store: &dyn Store, now: u64) -> bool {
         let removed = match store.sweep_expired(now, SWEEP_EVENTS_MAX) {
             Ok(removed) => removed,
             Err(error) => {
@@ -40,7 +53,23 @@ impl Sweeper {
         if removed > 0 {
             tracing::debug!(removed, "expired events removed");
         }
-        self.next = if removed < SWEEP_EVENTS_MAX { instant + self.every } else { instant };
+        removed >= SWEEP_EVENTS_MAX
+    }
+
+    /// Returns whether there may be more.
+    fn retain(store: &dyn Store, now: u64) -> bool {
+        match store.retain(now, SWEEP_EVENTS_MAX) {
+            Ok(Retained { removed, more }) => {
+                if removed > 0 {
+                    tracing::debug!(removed, "old events removed");
+                }
+                more
+            }
+            Err(error) => {
+                tracing::warn!(%error, "old events could not be removed");
+                false
+            }
+        }
     }
 }
 

@@ -306,6 +306,9 @@ impl Loop {
         match self.store.apply(events, now) {
             Ok(applied) => {
                 self.failing = false;
+                if applied.over_quota {
+                    self.sweeper.sweep_soon(Instant::now());
+                }
                 (applied.verdicts.into_iter().map(Outcome::Judged).collect(), Some(applied.end))
             }
             Err(error) => {
@@ -321,7 +324,8 @@ impl Loop {
 /// What a publisher is told; file names are none of their business.
 fn told(error: &StoreError) -> &'static str {
     match error {
-        StoreError::DiskFull => "error: the relay's disk is full",
+        StoreError::DiskFull => "error: the disk is full",
+        StoreError::QuotaUsedUp => "error: the relay's disk quota is used up",
         _ => "error: the relay could not store the event",
     }
 }

@@ -71,6 +71,18 @@ impl<'s> Batch<'s> {
         }
     }
 
+    /// Takes out an event that need not be kept, unless its author's are. A damaged record is passed over: only `repair`
+    /// can say what it was.
+    pub(super) fn evict(&mut self, place: Place, keeps: impl Fn(&PublicKey) -> bool) -> Result<bool, StoreError> {
+        let bytes = self.record_bytes(place)?;
+        match self.decoded(&bytes) {
+            Ok((Record::Put(event), _)) if !keeps(&event.pubkey) => {}
+            Ok(_) | Err(StoreError::Damaged(_)) => return Ok(false),
+            Err(error) => return Err(error),
+        }
+        self.take_out(place, None, Removal::Evicted)
+    }
+
     /// Takes out whatever lies at a place; false when it is gone already.
     pub(super) fn take_out(&mut self, place: Place, by: Option<EventId>, why: Removal) -> Result<bool, StoreError> {
         let bytes = self.record_bytes(place)?;

@@ -21,9 +21,10 @@ use super::index::{Engine, IndexError, Key, Value};
 use super::log::Log;
 use super::merge::Source;
 use super::open;
+use super::quota::{Keeper, Rules};
 use super::scan::EmbeddedScan;
 use super::schema::{self, Place};
-use super::{Applied, Position, Query, Removal, Scan, Store, StoreError, StoreStats};
+use super::{Applied, Position, Query, Removal, Retained, Scan, Store, StoreError, StoreStats};
 
 /// What the embedded store is told at opening.
 #[derive(Clone)]
@@ -38,6 +39,8 @@ pub struct Options {
     pub index_open_timeout: Duration,
     /// Whether compaction compresses what it keeps.
     pub compress: bool,
+    /// What is kept, and for how long.
+    pub retention: Rules,
     /// Told how far a replay of the log has come: bytes done, bytes in all.
     pub progress: Arc<dyn Fn(u64, u64) + Send + Sync>,
 }
@@ -50,6 +53,7 @@ impl Default for Options {
             cache_bytes: 64 << 20,
             index_open_timeout: Duration::from_secs(30),
             compress: true,
+            retention: Rules::default(),
             progress: Arc::new(|_, _| {}),
         }
     }
@@ -71,6 +75,7 @@ pub struct EmbeddedStore {
     files: RwLock<Arc<Files>>,
     writer: Mutex<WriterState>,
     opened: open::Report,
+    pub(super) keeper: Keeper,
     pub(super) options: Options,
     /// Held while a compaction runs.
     pub(super) compacting: Mutex<()>,
@@ -163,10 +168,12 @@ impl EmbeddedStore {
     /// As [`EmbeddedStore::open`], in a directory that is taken already.
     pub(super) fn open_in(dir: DataDir, options: &Options) -> Result<Self, StoreError> {
         let opened = open::open(&dir, options)?;
+        let keeper = Keeper::open(dir.path(), options.retention.clone(), opened.files.index.bytes_on_disk());
         Ok(EmbeddedStore {
             files: RwLock::new(Arc::new(opened.files)),
             writer: Mutex::new(opened.state),
             opened: opened.report,
+            keeper,
             options: options.clone(),
             compacting: Mutex::new(()),
             dir,
@@ -250,6 +257,9 @@ impl Source for BufferedIndex {
 
 impl Store for EmbeddedStore {
     fn apply(&self, batch: &[Verified<Event>], now: u64) -> Result<Applied, StoreError> {
+        if !batch.is_empty() {
+            self.keeper.check_room()?;
+        }
         let (mut state, files) = self.writer_and_files();
         let mut verdicts = Vec::with_capacity(batch.len());
         let mut writes = Batch::new(&files, &mut state);
@@ -263,7 +273,8 @@ impl Store for EmbeddedStore {
             debug_assert!(verdicts.last() != Some(&Verdict::Store) || !event.kind.is_ephemeral());
         }
         writes.commit()?;
-        Ok(Applied { verdicts, end: files.end() })
+        let over_quota = self.keeper.is_over(files.log.end().saturating_sub(state.dead_bytes));
+        Ok(Applied { verdicts, end: files.end(), over_quota })
     }
 
     fn remove(&self, ids: &[EventId], why: Removal) -> Result<u64, StoreError> {
@@ -291,6 +302,15 @@ impl Store for EmbeddedStore {
         Ok(removed)
     }
 
+    fn retain(&self, now: u64, events_max: usize) -> Result<Retained, StoreError> {
+        let (mut state, files) = self.writer_and_files();
+        self.keeper.retain(&files, &mut state, now, events_max)
+    }
+
+    fn keeps(&self, event: &Event, now: u64) -> bool {
+        self.keeper.keeps(event, now)
+    }
+
     fn contains(&self, id: &EventId) -> Result<bool, StoreError> {
         Ok(self.files().place_of(id)?.is_some())
     }
@@ -311,6 +331,7 @@ impl Store for EmbeddedStore {
             dead_bytes: state.dead_bytes,
             index_bytes: files.index.bytes_on_disk(),
             buffered_entries: files.index.buffered_entries() as u64,
+            retention: self.keeper.stats(files.log.end().saturating_sub(state.dead_bytes)),
         }
     }
 

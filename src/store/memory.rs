@@ -165,7 +165,7 @@ impl Store for MemoryStore {
             }
             verdict
         });
-        Ok(Applied { verdicts: verdicts.collect(), end: Position(kept.stored_ever) })
+        Ok(Applied { verdicts: verdicts.collect(), end: Position(kept.stored_ever), over_quota: false })
     }
 
     fn remove(&self, ids: &[EventId], _why: Removal) -> Result<u64, StoreError> {

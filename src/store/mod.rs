@@ -16,6 +16,7 @@ pub mod merge;
 pub mod open;
 pub mod pack;
 pub mod plan;
+pub mod quota;
 pub mod record;
 pub mod repair;
 mod replay;
@@ -45,6 +46,17 @@ pub struct Applied {
     pub verdicts: Vec<Verdict>,
     /// Every event of the batch lies before this point, every later one at or behind it.
     pub end: Position,
+    /// The store takes more than its quota: [`Store::retain`] is due.
+    pub over_quota: bool,
+}
+
+/// What a portion of retention came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Retained {
+    /// Events removed.
+    pub removed: usize,
+    /// There may be more to remove.
+    pub more: bool,
 }
 
 /// One filter of a query, its limits settled.
@@ -133,6 +145,8 @@ pub enum Removal {
     Vanished,
     /// The operator removed it; it may come back. The bytes are erased.
     Operator,
+    /// Older than the rules of retention keep, or evicted to stay within the quota.
+    Evicted,
 }
 
 /// Figures about a store.
@@ -148,6 +162,24 @@ pub struct StoreStats {
     pub index_bytes: u64,
     /// Index entries in memory that are not yet in the index on disk.
     pub buffered_entries: u64,
+    /// What retention has done, where there are rules for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retention: Option<RetentionStats>,
+}
+
+/// Figures about what the rules of retention have done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct RetentionStats {
+    /// Bytes that live events and index may take; 0: no limit.
+    pub quota_bytes: u64,
+    /// Bytes that they take.
+    pub used_bytes: u64,
+    /// Nothing is left to evict and the quota is exceeded: writes are refused.
+    pub used_up: bool,
+    /// Events removed for their age or the quota since the start.
+    pub evicted_events: u64,
+    /// Evictable events up to this `created_at` are refused, since the quota has evicted up to there; 0: none are.
+    pub evicted_up_to: u64,
 }
 
 impl StoreStats {
@@ -176,6 +208,9 @@ pub enum StoreError {
     /// The disk has no room for the write; nothing was stored, reading goes on.
     #[error("the disk is full")]
     DiskFull,
+    /// The store takes more than its quota and nothing may be evicted; nothing was stored, reading goes on.
+    #[error("the relay's disk quota is used up")]
+    QuotaUsedUp,
     /// The disk cannot hold what an operation would need for a while.
     #[error("{needed_bytes} bytes are needed and {free_bytes} are free; make room and try again")]
     NoRoom {
@@ -227,6 +262,20 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// As [`Store::apply`].
     fn sweep_expired(&self, now: u64, events_max: usize) -> Result<usize, StoreError>;
+
+    /// Removes events that the rules of retention do not keep, a bounded portion: at most `events_max`. Same caller as
+    /// `apply`.
+    ///
+    /// # Errors
+    /// As [`Store::apply`].
+    fn retain(&self, _now: u64, _events_max: usize) -> Result<Retained, StoreError> {
+        Ok(Retained::default())
+    }
+
+    /// Whether the rules of retention would keep this event, had it come now. Cheap.
+    fn keeps(&self, _event: &Event, _now: u64) -> bool {
+        true
+    }
 
     /// Whether this very event is stored. Cheap for unknown ids.
     ///

@@ -480,11 +480,13 @@ fn removal_code(why: Removal) -> u8 {
         Removal::Expired => 3,
         Removal::Vanished => 4,
         Removal::Operator => 5,
+        Removal::Evicted => 6,
     }
 }
 
 fn removal_from_code(code: u8) -> Option<Removal> {
-    let all = [Removal::Replaced, Removal::Deleted, Removal::Expired, Removal::Vanished, Removal::Operator];
+    let all =
+        [Removal::Replaced, Removal::Deleted, Removal::Expired, Removal::Vanished, Removal::Operator, Removal::Evicted];
     all.into_iter().find(|why| removal_code(*why) == code)
 }
 

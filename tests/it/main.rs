@@ -29,6 +29,7 @@ mod nip67;
 mod nip70;
 mod powercut;
 mod real_events;
+mod retention;
 mod store_suite;
 mod upgrade;
 mod upkeep;

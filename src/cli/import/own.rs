@@ -85,6 +85,12 @@ impl Import<'_> {
         if full { self.write(batch, report) } else { Ok(()) }
     }
 
+    /// Has the store make room; false when it has done what it can.
+    fn retain(&self) -> Result<bool, Error> {
+        let retained = self.store.retain(self.clock.now(), self.config.storage.batch_events_max);
+        Ok(retained.map_err(|error| store::failed(self.config, error))?.more)
+    }
+
     fn write(&self, batch: &mut Batch, report: &mut Report) -> Result<(), Error> {
         if batch.events.is_empty() {
             return Ok(());
@@ -92,6 +98,7 @@ impl Import<'_> {
         let batch = std::mem::take(batch);
         let applied = self.store.apply(&batch.events, self.clock.now());
         let applied = applied.map_err(|error| store::failed(self.config, error))?;
+        while applied.over_quota && self.retain()? {}
         for (line, verdict) in batch.lines.iter().zip(applied.verdicts) {
             report.add(*line, verdict.into(), "");
         }

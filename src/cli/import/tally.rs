@@ -118,6 +118,7 @@ impl From<&Rejection> for Outcome {
             | Rejection::Protected
             | Rejection::RepostOfProtected
             | Rejection::VanishElsewhere
+            | Rejection::NotKept
             | Rejection::StoreUnreadable => Outcome::Refused,
         }
     }
