@@ -337,8 +337,13 @@ impl Store for EmbeddedStore {
 
     fn close(&self, deadline: Instant) -> Result<(), StoreError> {
         let (_writer, files) = self.writer_and_files();
-        files.index.close(deadline)?;
-        Ok(())
+        match files.index.close(deadline) {
+            Err(error) if error.is_for_want_of_room() => {
+                tracing::warn!("{error}; the next start reads the rest from the event log");
+                Ok(())
+            }
+            closed => Ok(closed.map(drop)?),
+        }
     }
 }
 

@@ -235,6 +235,9 @@ pub enum StoreError {
 
 impl From<index::IndexError> for StoreError {
     fn from(error: index::IndexError) -> Self {
+        if error.is_for_want_of_room() {
+            return StoreError::DiskFull;
+        }
         StoreError::Damaged(format!("the index: {error}; a restart rebuilds it from the event log"))
     }
 }
