@@ -5,12 +5,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use secp256k1::{Keypair, SecretKey};
 use tokio::runtime::Runtime;
 
 use super::store;
 use crate::config::Config;
-use crate::protocol::{Event, EventId, Filter, Kind, PublicKey, Signature, Tags, Verified, verify};
+use crate::protocol::testing::sign;
+use crate::protocol::{Event, Filter, Verified};
 use crate::relay::Clock;
 use crate::server::Server;
 use crate::store::Store;
@@ -18,19 +18,8 @@ use crate::store::embedded::EmbeddedStore;
 
 /// A signed event by an author who is always the same.
 pub fn event(kind: u16, created_at: u64, tags: &[[&str; 2]], content: &str) -> Verified<Event> {
-    let keypair = Keypair::from_secret_key(&SecretKey::from_secret_bytes([7; 32]).unwrap());
-    let mut event = Event {
-        id: EventId([0; 32]),
-        pubkey: PublicKey(keypair.x_only_public_key().0.to_byte_array()),
-        created_at,
-        kind: Kind(kind),
-        tags: Tags::from_lists(tags.iter().map(|tag| tag.iter())),
-        content: content.to_owned(),
-        sig: Signature([0; 64]),
-    };
-    event.id = verify::event_id(&event);
-    event.sig = Signature(secp256k1::schnorr::sign_no_aux_rand(&event.id.0, &keypair).to_byte_array());
-    Verified::check(event).unwrap()
+    let tags: Vec<&[&str]> = tags.iter().map(|tag| &tag[..]).collect();
+    sign(7, kind, created_at, &tags, content)
 }
 
 /// A signed note of kind 1.

@@ -12,6 +12,8 @@ pub mod relay_info;
 pub mod subscription;
 pub mod supersede;
 pub mod tag;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod verify;
 
 pub use bytes::{EventId, PublicKey, Signature};

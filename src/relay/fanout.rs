@@ -289,9 +289,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::protocol::testing::{Author, NOW};
     use crate::protocol::{EventId, Kind, PublicKey};
     use crate::relay::outbox::tests::drain;
-    use crate::relay::testing::{Author, NOW};
 
     fn serials(outbox: &Outbox) -> Vec<Serial> {
         let live = drain(outbox).into_iter().map(|message| match message {

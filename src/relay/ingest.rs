@@ -202,7 +202,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
-    use crate::relay::testing::{Author, NOW};
+    use crate::protocol::testing::{Author, NOW};
     use crate::store::memory::MemoryStore;
 
     fn ingest() -> Ingest {

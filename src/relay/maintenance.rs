@@ -191,7 +191,7 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::protocol::EventId;
-    use crate::relay::testing::{Author, NOW};
+    use crate::protocol::testing::{Author, NOW};
     use crate::store::embedded::{EmbeddedStore, Options};
     use crate::store::{Removal, RetentionStats};
 

@@ -10,8 +10,6 @@ pub mod maintenance;
 pub mod outbox;
 pub mod query;
 pub mod sweeper;
-#[cfg(test)]
-pub(crate) mod testing;
 pub mod writer;
 
 use std::sync::atomic::{AtomicU64, Ordering};

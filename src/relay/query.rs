@@ -318,9 +318,9 @@ mod tests {
 
     use super::*;
     use crate::config::Config;
+    use crate::protocol::testing::{Author, NOW};
     use crate::protocol::{Event, EventId, Verified};
     use crate::relay::outbox::tests::next;
-    use crate::relay::testing::{Author, NOW};
     use crate::store::memory::MemoryStore;
     use crate::store::{Applied, Removal, StoreStats};
 

@@ -79,7 +79,7 @@ mod tests {
 
     use super::*;
     use crate::protocol::Verified;
-    use crate::relay::testing::{Author, NOW};
+    use crate::protocol::testing::{Author, NOW};
     use crate::store::memory::MemoryStore;
 
     /// A full sweep is followed by another at once, a partial one by a pause.

@@ -337,8 +337,8 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::protocol::Filter;
+    use crate::protocol::testing::{Author, NOW};
     use crate::relay::outbox::tests::next;
-    use crate::relay::testing::{Author, NOW};
     use crate::store::memory::MemoryStore;
     use std::sync::atomic::AtomicU64;
 

@@ -333,7 +333,7 @@ mod tests {
 
     use super::*;
     use crate::protocol::EventId;
-    use crate::relay::testing::{Author, NOW};
+    use crate::protocol::testing::{Author, NOW};
     use crate::server::frames::tests::read;
     use crate::store::Row;
 

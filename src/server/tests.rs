@@ -14,9 +14,9 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 
 use super::Server;
 use crate::config::Config;
+use crate::protocol::testing::{Author, NOW};
 use crate::protocol::{Event, message};
 use crate::relay::Clock;
-use crate::relay::testing::{Author, NOW};
 use crate::store::memory::MemoryStore;
 
 async fn server(change: impl FnOnce(&mut Config)) -> Server {

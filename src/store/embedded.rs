@@ -352,25 +352,9 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
-    use crate::protocol::verify::event_id;
-    use crate::protocol::{Filter, Kind, Signature, Tags};
+    use crate::protocol::Filter;
+    use crate::protocol::testing::sign;
     use crate::store::{PageBudget, Progress, Wanted};
-
-    fn sign(seed: u8, kind: u16, created_at: u64, tags: &[&[&str]], content: &str) -> Verified<Event> {
-        let keypair = secp256k1::Keypair::from_secret_bytes([seed; 32]).unwrap();
-        let mut event = Event {
-            id: EventId([0; 32]),
-            pubkey: PublicKey(keypair.x_only_public_key().0.to_byte_array()),
-            created_at,
-            kind: Kind(kind),
-            tags: Tags::from_lists(tags.iter().map(|tag| tag.iter())),
-            content: content.to_owned(),
-            sig: Signature([0; 64]),
-        };
-        event.id = event_id(&event);
-        event.sig = Signature(keypair.sign_schnorr_no_aux_rand(&event.id.0).to_byte_array());
-        Verified::check(event).unwrap()
-    }
 
     fn all(store: &EmbeddedStore) -> Vec<String> {
         let wanted = vec![Wanted { filter: Filter::default(), limit: 1000, whole_seconds: false }];

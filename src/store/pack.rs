@@ -167,26 +167,15 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
-    use crate::protocol::verify::event_id;
-    use crate::protocol::{Event, EventId, Kind, PublicKey, Tags, Verified};
+    use crate::protocol::testing::sign;
     use crate::store::record::{self, Record};
 
     /// The record of a signed event with this content.
     fn put(n: u64, content: &str) -> Vec<u8> {
-        let keypair = secp256k1::Keypair::from_secret_bytes([7; 32]).unwrap();
-        let mut event = Event {
-            id: EventId([0; 32]),
-            pubkey: PublicKey(keypair.x_only_public_key().0.to_byte_array()),
-            created_at: n,
-            kind: Kind(1),
-            tags: Tags::from_lists([vec!["t", "nostr"], vec!["d"], vec!["r", "a\"\u{1}\n"]]),
-            content: content.to_owned(),
-            sig: Signature([0; 64]),
-        };
-        event.id = event_id(&event);
-        event.sig = Signature(keypair.sign_schnorr_no_aux_rand(&event.id.0).to_byte_array());
+        let tags: &[&[&str]] = &[&["t", "nostr"], &["d"], &["r", "a\"\u{1}\n"]];
+        let event = sign(7, 1, n, tags, content);
         let mut bytes = Vec::new();
-        record::push_put(&mut bytes, &Verified::check(event).unwrap());
+        record::push_put(&mut bytes, &event);
         bytes
     }
 

@@ -201,7 +201,8 @@ impl Keeper {
     pub(super) fn keeps(&self, event: &Event, now: u64) -> bool {
         let age = self.rules.age_secs_max(event.kind);
         let is_aged = age > 0 && event.created_at < now.saturating_sub(age);
-        let is_evicted = event.created_at <= self.reach.load(Ordering::Relaxed) && self.rules.is_evictable(event.kind);
+        let reach = self.reach.load(Ordering::Relaxed);
+        let is_evicted = reach > 0 && event.created_at <= reach && self.rules.is_evictable(event.kind);
         !(is_aged || is_evicted) || self.rules.keep.contains(&event.pubkey)
     }
 

@@ -4,28 +4,12 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::protocol::verify::event_id;
-use crate::protocol::{Event, EventId, Filter, Kind, PublicKey, Signature, Tags, Verified};
+pub(super) use crate::protocol::testing::sign;
+use crate::protocol::{Event, Filter, Verified};
 
 use super::embedded::{EmbeddedStore, Options};
 use super::verify::verify;
 use super::{PageBudget, Query, Store, StoreError, Wanted};
-
-pub(super) fn sign(seed: u8, kind: u16, created_at: u64, tags: &[&[&str]], content: &str) -> Verified<Event> {
-    let keypair = secp256k1::Keypair::from_secret_bytes([seed; 32]).unwrap();
-    let mut event = Event {
-        id: EventId([0; 32]),
-        pubkey: PublicKey(keypair.x_only_public_key().0.to_byte_array()),
-        created_at,
-        kind: Kind(kind),
-        tags: Tags::from_lists(tags.iter().map(|tag| tag.iter())),
-        content: content.to_owned(),
-        sig: Signature([0; 64]),
-    };
-    event.id = event_id(&event);
-    event.sig = Signature(keypair.sign_schnorr_no_aux_rand(&event.id.0).to_byte_array());
-    Verified::check(event).unwrap()
-}
 
 /// A note by always the same author.
 pub(super) fn note(created_at: u64, content: &str) -> Verified<Event> {

@@ -32,4 +32,5 @@ mod powercut;
 mod real_events;
 mod retention;
 mod store_suite;
+mod upgrade;
 mod upkeep;

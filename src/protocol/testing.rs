@@ -1,9 +1,9 @@
-//! What the unit tests of relay and server share.
+//! What the unit tests share: authors who sign.
 #![allow(clippy::unwrap_used)]
 
 use secp256k1::{Keypair, SecretKey};
 
-use crate::protocol::{Event, EventId, Kind, PublicKey, Signature, Tags, Verified, verify};
+use super::{Event, EventId, Kind, PublicKey, Signature, Tags, Verified, verify};
 
 /// The time at which tests take place.
 pub const NOW: u64 = 1_700_000_000;
@@ -37,4 +37,10 @@ impl Author {
     pub fn note(&self, created_at: u64, content: &str) -> Verified<Event> {
         Verified::check(self.event(1, created_at, &[] as &[Vec<&str>], content)).unwrap()
     }
+}
+
+/// A signed event by the author of this number, verified.
+pub fn sign(author: u8, kind: u16, created_at: u64, tags: &[&[&str]], content: &str) -> Verified<Event> {
+    let tags: Vec<Vec<&str>> = tags.iter().map(|tag| tag.to_vec()).collect();
+    Verified::check(Author::new(author).event(kind, created_at, &tags, content)).unwrap()
 }
