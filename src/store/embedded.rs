@@ -257,8 +257,8 @@ impl Source for BufferedIndex {
 
 impl Store for EmbeddedStore {
     fn apply(&self, batch: &[Verified<Event>], now: u64) -> Result<Applied, StoreError> {
-        if !batch.is_empty() {
-            self.keeper.check_room()?;
+        if !batch.iter().all(|event| self.keeper.has_room_for(event.kind)) {
+            return Err(StoreError::QuotaUsedUp);
         }
         let (mut state, files) = self.writer_and_files();
         let mut verdicts = Vec::with_capacity(batch.len());
@@ -305,6 +305,10 @@ impl Store for EmbeddedStore {
     fn retain(&self, now: u64, events_max: usize) -> Result<Retained, StoreError> {
         let (mut state, files) = self.writer_and_files();
         self.keeper.retain(&files, &mut state, now, events_max)
+    }
+
+    fn has_room_for(&self, kind: Kind) -> bool {
+        self.keeper.has_room_for(kind)
     }
 
     fn keeps(&self, event: &Event, now: u64) -> bool {
