@@ -68,7 +68,9 @@ async fn serve(config: &Arc<Config>, opened: &Arc<EmbeddedStore>, mut interrupt:
         tracing::warn!(%error, "no control socket: `sledge compact` and `sledge status` will not reach this relay");
     }
     let owner = format!("sledge serve (process {}) on ws://{}", std::process::id(), reachable(server.addr()));
-    opened.describe_owner(&owner).map_err(|error| store::failed(config, error))?;
+    if let Err(error) = opened.describe_owner(&owner) {
+        tracing::warn!(%error, "other commands will not find this relay");
+    }
     announce(server.addr());
     interrupt.wait().await;
     tracing::info!("stopping; a second signal stops at once");

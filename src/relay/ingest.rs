@@ -86,6 +86,9 @@ pub enum Rejection {
     /// Older than the rules of retention keep, or than what the quota has evicted.
     #[error("blocked: older than this relay keeps")]
     NotKept,
+    /// The store takes more than its quota, and nothing may be evicted.
+    #[error("error: the relay's disk quota is used up")]
+    QuotaUsedUp,
     /// The store could not be asked.
     #[error("error: the store cannot be read")]
     StoreUnreadable,
@@ -119,6 +122,10 @@ impl Ingest {
         self.check_limits(&event)?;
         if source == Source::Client {
             self.check_date(event.created_at, now)?;
+            // Here and not only at the store, where it would cost a batch's deletions too. An import is to end instead.
+            if !event.kind.is_ephemeral() && !self.store.has_room_for(event.kind) {
+                return Err(Rejection::QuotaUsedUp);
+            }
         }
         self.check_policy(&event, now)?;
         let hashed = Hashed::check(event)?;

@@ -77,9 +77,10 @@ impl DataDir {
         let path = self.path.join(LOCK);
         let mut lock = &self.lock;
         let mut write = || -> std::io::Result<()> {
-            lock.set_len(0)?;
+            // In this order the file keeps its place on a disk that is full.
             lock.seek(SeekFrom::Start(0))?;
-            lock.write_all(text.as_bytes())
+            lock.write_all(text.as_bytes())?;
+            lock.set_len(text.len() as u64)
         };
         write().map_err(io_at("write", &path))
     }

@@ -257,8 +257,8 @@ impl Source for BufferedIndex {
 
 impl Store for EmbeddedStore {
     fn apply(&self, batch: &[Verified<Event>], now: u64) -> Result<Applied, StoreError> {
-        if !batch.is_empty() {
-            self.keeper.check_room()?;
+        if !batch.iter().all(|event| self.keeper.has_room_for(event.kind)) {
+            return Err(StoreError::QuotaUsedUp);
         }
         let (mut state, files) = self.writer_and_files();
         let mut verdicts = Vec::with_capacity(batch.len());
@@ -307,6 +307,10 @@ impl Store for EmbeddedStore {
         self.keeper.retain(&files, &mut state, now, events_max)
     }
 
+    fn has_room_for(&self, kind: Kind) -> bool {
+        self.keeper.has_room_for(kind)
+    }
+
     fn keeps(&self, event: &Event, now: u64) -> bool {
         self.keeper.keeps(event, now)
     }
@@ -337,8 +341,13 @@ impl Store for EmbeddedStore {
 
     fn close(&self, deadline: Instant) -> Result<(), StoreError> {
         let (_writer, files) = self.writer_and_files();
-        files.index.close(deadline)?;
-        Ok(())
+        match files.index.close(deadline) {
+            Err(error) if error.is_for_want_of_room() => {
+                tracing::warn!("{error}; the next start reads the rest from the event log");
+                Ok(())
+            }
+            closed => Ok(closed.map(drop)?),
+        }
     }
 }
 

@@ -33,7 +33,7 @@ use bytes::Bytes;
 use compact::{CompactReport, Pace};
 
 use crate::protocol::supersede::Verdict;
-use crate::protocol::{Event, EventId, Filter, Verified};
+use crate::protocol::{Event, EventId, Filter, Kind, Verified};
 
 /// A point in the order in which events were stored: each later event has a higher one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -235,6 +235,9 @@ pub enum StoreError {
 
 impl From<index::IndexError> for StoreError {
     fn from(error: index::IndexError) -> Self {
+        if error.is_for_want_of_room() {
+            return StoreError::DiskFull;
+        }
         StoreError::Damaged(format!("the index: {error}; a restart rebuilds it from the event log"))
     }
 }
@@ -274,6 +277,12 @@ pub trait Store: Send + Sync {
 
     /// Whether the rules of retention would keep this event, had it come now. Cheap.
     fn keeps(&self, _event: &Event, _now: u64) -> bool {
+        true
+    }
+
+    /// Whether events of this kind are stored at present; false while a quota is used up. Requests to delete or vanish
+    /// always are: they make room. Cheap.
+    fn has_room_for(&self, _kind: Kind) -> bool {
         true
     }
 

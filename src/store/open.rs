@@ -14,6 +14,7 @@ use super::embedded::{Files, Options, WriterState};
 use super::fault;
 use super::index::bloom::Bloom;
 use super::index::buffer::BufferedIndex;
+use super::index::room::WithRoom;
 use super::index::{Engine, Index, IndexError, Key};
 use super::log::{Erasure, HEADER_LEN, Log, Step, io_at};
 use super::record::Record;
@@ -206,6 +207,7 @@ fn buffered(
     bloom: &Arc<Bloom>,
     options: &Options,
 ) -> Result<BufferedIndex, StoreError> {
+    let index_dir = generation.index();
     let (generation, bloom) = (generation.clone(), Arc::clone(bloom));
     let meta = IndexMeta::new(log, options.engine, HEADER_LEN);
     let on_merged = move |indexed_up_to: u64| {
@@ -217,8 +219,12 @@ fn buffered(
             fault::point("meta.written");
             Ok(())
         };
-        save().map_err(|error: StoreError| std::io::Error::other(error.to_string()))
+        save().map_err(|error: StoreError| match error {
+            StoreError::DiskFull => std::io::ErrorKind::StorageFull.into(),
+            error => std::io::Error::other(error.to_string()),
+        })
     };
+    let engine = Arc::new(WithRoom::new(engine, &index_dir));
     Ok(BufferedIndex::new(engine, options.run_entries_max, Box::new(on_merged))?)
 }
 

@@ -187,9 +187,9 @@ impl Keeper {
         }
     }
 
-    /// Refuses writes while the quota is used up.
-    pub(super) fn check_room(&self) -> Result<(), StoreError> {
-        if self.used_up.load(Ordering::Relaxed) { Err(StoreError::QuotaUsedUp) } else { Ok(()) }
+    /// Whether the quota allows this kind at present: while it is used up, only what makes room.
+    pub(super) fn has_room_for(&self, kind: Kind) -> bool {
+        matches!(kind, Kind::DELETION | Kind::VANISH) || !self.used_up.load(Ordering::Relaxed)
     }
 
     /// Whether a store with so much live log takes more than its quota.

@@ -12,6 +12,7 @@ mod crash;
 mod ephemeral;
 mod fanout;
 mod fault;
+mod full_disk;
 mod hostile;
 mod http;
 mod layering;

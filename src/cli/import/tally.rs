@@ -119,6 +119,7 @@ impl From<&Rejection> for Outcome {
             | Rejection::RepostOfProtected
             | Rejection::VanishElsewhere
             | Rejection::NotKept
+            | Rejection::QuotaUsedUp
             | Rejection::StoreUnreadable => Outcome::Refused,
         }
     }

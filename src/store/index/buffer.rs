@@ -73,6 +73,8 @@ struct Merger {
     deadline: Option<Instant>,
     /// Why the last merge failed; the retry that succeeds clears it.
     failure: Option<String>,
+    /// It failed for want of room on the disk.
+    is_short_of_room: bool,
     /// `on_merged` failed: what the engine holds is not on record, and nothing is merged any more.
     poisoned: bool,
 }
@@ -161,7 +163,7 @@ impl BufferedIndex {
     pub fn apply(&self, changes: &[Change], log_end: u64) -> Result<(), IndexError> {
         match self.wait_for_room() {
             // A failing engine is no reason to hide what the log holds already.
-            Ok(()) | Err(IndexError::Full(_)) => {}
+            Ok(()) | Err(IndexError::Full(_) | IndexError::DiskFull) => {}
             Err(error) => return Err(error),
         }
         let mut layers = self.shared.write();
@@ -178,7 +180,8 @@ impl BufferedIndex {
     /// Waits until the active run is below twice its size. To be called before the log append.
     ///
     /// # Errors
-    /// [`IndexError::Full`] when there is no room and merging fails, so that none will come soon;
+    /// [`IndexError::Full`] when there is no room and merging fails, so that none will come soon, and
+    /// [`IndexError::DiskFull`] when it fails for want of room on the disk;
     /// [`IndexError::Closed`] after [`close`](BufferedIndex::close).
     pub fn wait_for_room(&self) -> Result<(), IndexError> {
         let mut merger = self.shared.merger();
@@ -188,6 +191,9 @@ impl BufferedIndex {
             }
             if !self.shared.is_full() {
                 return Ok(());
+            }
+            if merger.is_short_of_room {
+                return Err(IndexError::DiskFull);
             }
             if let Some(failure) = &merger.failure {
                 return Err(IndexError::Full(failure.clone()));
@@ -392,6 +398,7 @@ impl Shared {
         let written = panic::catch_unwind(AssertUnwindSafe(|| self.write_frozen(&frozen, stop)))
             .unwrap_or_else(|_| Err(IndexError::Damaged("a merge panicked".into())));
         let failure = written.as_ref().err().map(ToString::to_string);
+        let is_short_of_room = written.as_ref().is_err_and(IndexError::is_for_want_of_room);
         let merged = *written.as_ref().unwrap_or(&false);
         if merged {
             let mut layers = self.write();
@@ -400,7 +407,9 @@ impl Shared {
                 layers.freeze();
             }
         }
-        self.merger().failure = failure;
+        let mut merger = self.merger();
+        (merger.failure, merger.is_short_of_room) = (failure, is_short_of_room);
+        drop(merger);
         self.merger_changed.notify_all();
         written
     }
@@ -411,7 +420,8 @@ impl Shared {
         }
         let written = self.engine.write_run(&mut frozen.entries.iter().map(copied), stop)?;
         if written && let Err(source) = (self.on_merged)(frozen.log_end) {
-            self.merger().poisoned = true;
+            // With room on the disk the run is simply written again.
+            self.merger().poisoned = source.kind() != io::ErrorKind::StorageFull;
             return Err(IndexError::Io { what: "recording how far the index reaches", source });
         }
         Ok(written)

@@ -12,6 +12,7 @@ pub mod bloom;
 pub mod buffer;
 pub mod fjall;
 mod guard;
+pub mod room;
 pub mod sled;
 #[cfg(test)]
 mod suite;
@@ -243,12 +244,34 @@ pub enum IndexError {
     /// Opening took longer than a sound index takes: damaged in a way the engine does not notice.
     #[error("opening the index did not end within {0:?}")]
     OpenTimeout(Duration),
+    /// The disk has too little room for a run; it is tried again.
+    #[error("merging the index needs {needed_bytes} bytes and {free_bytes} are free")]
+    NoRoom {
+        /// Bytes needed.
+        needed_bytes: u64,
+        /// Bytes free.
+        free_bytes: u64,
+    },
     /// The buffer was closed and takes no more changes.
     #[error("the index is closed")]
     Closed,
+    /// The write buffer is full, and there is no room on the disk to merge it.
+    #[error("the index cannot take more entries: the disk is full")]
+    DiskFull,
     /// The write buffer is full and the merge behind it keeps failing.
     #[error("the index cannot take more entries: {0}")]
     Full(String),
+}
+
+impl IndexError {
+    /// Whether room on the disk would have helped.
+    pub(super) fn is_for_want_of_room(&self) -> bool {
+        match self {
+            IndexError::NoRoom { .. } | IndexError::DiskFull => true,
+            IndexError::Io { source, .. } => source.kind() == io::ErrorKind::StorageFull,
+            _ => false,
+        }
+    }
 }
 
 #[cfg(test)]
