@@ -23,12 +23,13 @@
 //!   is comes in as an argument. [`protocol::Verified`] is the only thing a store accepts, and only
 //!   [`protocol::verify`] makes one.
 //! - [`store`]: the [`store::Store`] trait and the embedded store behind it: [`store::log`] (bytes of the event log),
-//!   [`store::record`] (bytes of one record), [`store::schema`] (every key of the index), [`store::index`] (sled, the
+//!   [`store::record`] (bytes of one record), [`store::schema`] (every key of the index), [`store::index`] (sled or fjall, the
 //!   write buffer in front of it, the filter on ids), [`store::plan`] and [`store::merge`] (from a filter to one stream,
 //!   newest first). [`store::backup`] copies the log, [`store::repair`] mends it. [`store::memory`] is the oracle: a
 //!   vector and the reference meaning.
-//! - [`relay`]: ingest stages, the writer thread, the live index, the query threads, the sweeper for expired events.
-//! - [`server`]: one port for WebSocket, NIP-11 and a landing page.
+//! - [`relay`]: ingest stages, the writer thread, the live index, the query threads, the sweeper for expired events,
+//!   upkeep (compaction by itself).
+//! - [`server`]: one port for WebSocket, NIP-11 and a landing page; a control socket for the command line.
 //! - [`cli`]: one file a command. [`config`]: `sync.toml`. [`error`]: what a caller of the crate can meet.
 //!
 //! # The walk of an EVENT

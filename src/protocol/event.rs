@@ -139,9 +139,10 @@ impl Event {
         Canonical { json: out.into(), tag_spans, tags, content }
     }
 
-    /// When the event stops being valid (NIP-40), if it says so readably; the first such tag counts.
+    /// When the event stops being valid (NIP-40), if it says so readably; the first such tag counts. The largest number
+    /// there is means never, as stores have it.
     pub fn expiration(&self) -> Option<u64> {
-        self.tags.values("expiration").find_map(|value| value.parse().ok())
+        self.tags.values("expiration").find_map(|value| value.parse().ok()).filter(|at| *at != u64::MAX)
     }
 
     /// Whether only its author may publish it (NIP-70 `["-"]`).

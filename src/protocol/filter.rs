@@ -1,6 +1,10 @@
 //! Filters (NIP-01): strict reading, and [`Filter::matches`], the reference meaning that every index is tested against.
 
-use serde_json::{Map, Value};
+use std::collections::HashSet;
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::Value;
 
 use super::bytes::decode_lower_hex;
 use super::event::Fields;
@@ -50,6 +54,9 @@ pub enum FilterError {
     /// A key that this relay gives no meaning to; guessing would answer another question.
     #[error("unsupported: this relay does not know the filter key {0}")]
     UnknownKey(String),
+    /// A key stands twice; readers differ on which counts.
+    #[error("invalid: the filter key {0} is repeated")]
+    Repeated(String),
     /// Not a JSON object.
     #[error("invalid: a filter must be a JSON object")]
     NotAnObject,
@@ -66,16 +73,17 @@ impl Filter {
     /// Reads a filter object.
     ///
     /// # Errors
-    /// Any key that is unknown or has a value of the wrong form: a condition is never read as absent.
+    /// Any key that is unknown, repeated or has a value of the wrong form: a condition is never read as absent.
     pub fn from_value(value: Value) -> Result<Self, FilterError> {
-        let Value::Object(fields) = value else {
-            return Err(FilterError::NotAnObject);
-        };
-        Self::from_fields(fields)
+        match value {
+            Value::Object(fields) => Self::from_fields(fields),
+            _ => Err(FilterError::NotAnObject),
+        }
     }
 
-    fn from_fields(fields: Map<String, Value>) -> Result<Self, FilterError> {
+    fn from_fields(fields: impl IntoIterator<Item = (String, Value)>) -> Result<Self, FilterError> {
         let mut filter = Filter::default();
+        let mut seen = HashSet::new();
         for (key, value) in fields {
             let fail = |expected| FilterError::Malformed { key: key.clone(), expected };
             match key.as_str() {
@@ -89,6 +97,9 @@ impl Filter {
                 "limit" => filter.limit = Some(value.as_u64().ok_or_else(|| fail(INTEGER))?),
                 _ => filter.tags.push(tag_condition(&key, &value)?),
             }
+            if let Some(repeated) = seen.replace(key) {
+                return Err(FilterError::Repeated(repeated));
+            }
         }
         Ok(filter)
     }
@@ -98,7 +109,7 @@ impl Filter {
     /// # Errors
     /// As [`Filter::from_value`]; text that is no JSON counts as no object.
     pub fn from_json(json: &str) -> Result<Self, FilterError> {
-        Self::from_value(serde_json::from_str(json).map_err(|_| FilterError::NotAnObject)?)
+        serde_json::from_str::<ReadFilter>(json).map_err(|_| FilterError::NotAnObject)?.0
     }
 
     /// The meaning of a filter (NIP-01); `limit` plays no part.
@@ -139,6 +150,66 @@ impl TagCondition {
     /// Whether the event has such a tag with one of the values.
     pub fn matches(&self, event: &impl Fields) -> bool {
         event.has_tag(self.letter, &mut |value| self.values.binary_search_by(|have| (**have).cmp(value)).is_ok())
+    }
+}
+
+/// A filter as it stands in a message: understood, or refused by its content. Only what is no JSON is an error.
+pub(super) struct ReadFilter(pub(super) Result<Filter, FilterError>);
+
+impl<'de> Deserialize<'de> for ReadFilter {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let Ok(fields) = deserializer.deserialize_any(FieldsVisitor)? else {
+            return Ok(ReadFilter(Err(FilterError::NotAnObject)));
+        };
+        Ok(ReadFilter(Filter::from_fields(fields)))
+    }
+}
+
+/// Reads the fields of an object, repeated ones too; anything else is passed over.
+struct FieldsVisitor;
+
+impl<'de> Visitor<'de> for FieldsVisitor {
+    type Value = Result<Vec<(String, Value)>, ()>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a filter object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut fields = Vec::new();
+        while let Some(field) = map.next_entry()? {
+            fields.push(field);
+        }
+        Ok(Ok(fields))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+        while seq.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(Err(()))
+    }
+
+    fn visit_str<E: Error>(self, _: &str) -> Result<Self::Value, E> {
+        Ok(Err(()))
+    }
+
+    fn visit_bool<E: Error>(self, _: bool) -> Result<Self::Value, E> {
+        Ok(Err(()))
+    }
+
+    fn visit_u64<E: Error>(self, _: u64) -> Result<Self::Value, E> {
+        Ok(Err(()))
+    }
+
+    fn visit_i64<E: Error>(self, _: i64) -> Result<Self::Value, E> {
+        Ok(Err(()))
+    }
+
+    fn visit_f64<E: Error>(self, _: f64) -> Result<Self::Value, E> {
+        Ok(Err(()))
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<Self::Value, E> {
+        Ok(Err(()))
     }
 }
 
@@ -248,6 +319,12 @@ mod tests {
             r##"{"#t":"x"}"##,
             r##"{"#t":[1]}"##,
             "[]",
+            "null",
+            "1",
+            r#"{"kinds":[1],"kinds":[2]}"#,
+            r#"{"kinds":["1"],"kinds":[2]}"#,
+            r#"{"limit":1,"\u006cimit":1}"#,
+            r##"{"#t":["a"],"#t":["b"]}"##,
             &short,
             &upper,
         ] {

@@ -6,10 +6,10 @@
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, SeqAccess, Visitor};
-use serde_json::Value;
+use serde_json::value::RawValue;
 
 use super::event::push_string;
-use super::filter::{Filter, FilterError};
+use super::filter::{Filter, FilterError, ReadFilter};
 use super::{Event, EventId, SubscriptionId};
 
 /// What a client says.
@@ -205,8 +205,8 @@ fn subscription<'de, A: SeqAccess<'de>>(
     let text: String = need(&mut seq, "a subscription id is needed")?;
     let mut filters = Vec::new();
     let mut error: Option<FilterError> = None;
-    while let Some(value) = seq.next_element::<Value>()? {
-        match Filter::from_value(value) {
+    while let Some(ReadFilter(filter)) = seq.next_element()? {
+        match filter {
             Ok(filter) => filters.push(filter),
             Err(found) => error = error.or(Some(found)),
         }
@@ -235,19 +235,30 @@ fn end<'de, A: SeqAccess<'de>>(mut seq: A) -> Result<(), A::Error> {
 /// Makes the best answer to a message that is not what it should be. Only bad input pays for this second look.
 fn refuse(text: &str, error: &serde_json::Error) -> Refusal {
     let reason = format!("invalid: {}", plain(error));
-    let Ok(Value::Array(parts)) = serde_json::from_str::<Value>(text) else {
+    // Raw values are read no closer than their JSON grammar, so a string that is no text does not hide the id.
+    let parts: Vec<&RawValue> = serde_json::from_str(text).unwrap_or_default();
+    let Some(verb) = parts.first().and_then(|verb| serde_json::from_str::<String>(verb.get()).ok()) else {
         return Refusal::Notice(reason);
     };
-    let verb = parts.first().and_then(Value::as_str).unwrap_or_default();
-    match (verb, parts.get(1)) {
-        ("EVENT" | "AUTH", Some(event)) => match event.get("id").and_then(Value::as_str) {
-            Some(id) => Refusal::Ok { id: id.to_owned(), text: reason },
-            None => Refusal::Notice(reason),
+    let subject = parts.get(1).map_or("", |subject| subject.get());
+    match verb.as_str() {
+        "EVENT" | "AUTH" => match serde_json::from_str::<Identified>(subject) {
+            Ok(Identified { id }) => Refusal::Ok { id, text: reason },
+            Err(_) => Refusal::Notice(reason),
         },
-        ("REQ" | "COUNT", Some(Value::String(id))) => Refusal::Closed { id: id.clone(), text: reason },
-        ("EVENT" | "AUTH" | "REQ" | "COUNT" | "CLOSE", _) => Refusal::Notice(reason),
+        "REQ" | "COUNT" => match serde_json::from_str::<String>(subject) {
+            Ok(id) => Refusal::Closed { id, text: reason },
+            Err(_) => Refusal::Notice(reason),
+        },
+        "CLOSE" => Refusal::Notice(reason),
         _ => Refusal::Notice(format!("unsupported: this relay does not know the message {verb:.16}")),
     }
+}
+
+/// What is left of an event that cannot be read.
+#[derive(serde::Deserialize)]
+struct Identified {
+    id: String,
 }
 
 /// serde_json's message without its "at line 1 column 7": a message has one line, and the column is of no help there.
@@ -281,6 +292,7 @@ mod tests {
         refused("[\"EVENT\"]", "[\"NOTICE\",\"invalid: ");
         refused("[\"EVENT\",{}]", "[\"NOTICE\",\"invalid: missing field");
         refused("[\"EVENT\",{\"id\":\"AB\"}]", "[\"OK\",\"AB\",false,\"invalid: id: ");
+        refused("[\"EVENT\",{\"id\":\"AB\",\"content\":\"\\ud800\"}]", "[\"OK\",\"AB\",false,\"invalid: ");
         refused("[\"REQ\"]", "[\"NOTICE\",\"invalid: ");
         refused("[\"REQ\",1,{}]", "[\"NOTICE\",\"invalid: ");
         refused("[\"REQ\",\"s\"]", "[\"CLOSED\",\"s\",\"invalid: ");

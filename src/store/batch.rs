@@ -85,7 +85,7 @@ impl<'s> Batch<'s> {
 
     /// Takes out whatever lies at a place; false when it is gone already.
     pub(super) fn take_out(&mut self, place: Place, by: Option<EventId>, why: Removal) -> Result<bool, StoreError> {
-        let bytes = self.record_bytes(place)?;
+        let Some(bytes) = self.event_bytes(place)? else { return Ok(false) };
         let (Record::Put(event), len) = self.decoded(&bytes)? else { return Ok(false) };
         let keys: Vec<Key> =
             schema::entries(&event, Place::new(place.offset, len)).into_iter().map(|(key, _)| key).collect();
@@ -114,6 +114,10 @@ impl<'s> Batch<'s> {
         }
         self.files.index.wait_for_room()?;
         self.files.log.append(&self.records)?;
+        // Before the index takes it up: a run that holds the removal is replayed no more, and would leave the bytes.
+        if !self.erase.is_empty() {
+            self.files.log.erase(&self.erase)?;
+        }
         let end = self.files.log.end();
         self.changes.extend(schema::counters(self.events, self.dead_bytes, end));
         let changes: Vec<Change> = self.changes.into_iter().collect();
@@ -123,9 +127,6 @@ impl<'s> Batch<'s> {
         self.state.dead_bytes = self.dead_bytes;
         for (pubkey, until) in self.vanished {
             self.state.vanish(&pubkey, until);
-        }
-        if !self.erase.is_empty() {
-            self.files.log.erase(&self.erase)?;
         }
         Ok(())
     }
@@ -196,7 +197,7 @@ impl<'s> Batch<'s> {
         let Some(place) = self.get(&schema::by_address(address))?.as_ref().and_then(schema::place) else {
             return Ok(None);
         };
-        let bytes = self.record_bytes(place)?;
+        let Some(bytes) = self.event_bytes(place)? else { return Ok(None) };
         match self.decoded(&bytes)? {
             (Record::Put(event), _) if event.address().as_ref() == Some(address) => Ok(Some((event.version(), place))),
             _ => Ok(None),
@@ -247,7 +248,7 @@ impl<'s> Batch<'s> {
                 }
             };
             let Some(place) = place else { continue };
-            let bytes = self.record_bytes(place)?;
+            let Some(bytes) = self.event_bytes(place)? else { continue };
             if let (Record::Put(event), _) = self.decoded(&bytes)?
                 && may_delete(&request.pubkey, &event)
             {
@@ -271,7 +272,7 @@ impl<'s> Batch<'s> {
                 if inbox_only && candidate.kind != Kind::GIFT_WRAP {
                     continue;
                 }
-                let bytes = self.record_bytes(candidate.place)?;
+                let Some(bytes) = self.event_bytes(candidate.place)? else { continue };
                 let (Record::Put(event), _) = self.decoded(&bytes)? else { continue };
                 if vanishes_with(&event, request) && self.changes.get(&schema::by_id(&event.id)) != Some(&None) {
                     self.take_out(candidate.place, Some(request.id), Removal::Vanished)?;
@@ -309,6 +310,22 @@ impl<'s> Batch<'s> {
         self.files.index.scan(from, to, gone + 1, &mut found)?;
         let there = found.into_iter().map(|(key, _)| key).find(|key| !self.changes.contains_key(key));
         Ok(here.into_iter().chain(there).min())
+    }
+
+    /// The record of the event at a place; `None` when it is gone, or damaged: then it is as good as gone, and one
+    /// person's broken record must not stand in the way of everybody's writes.
+    fn event_bytes(&self, place: Place) -> Result<Option<Vec<u8>>, StoreError> {
+        let read = self.record_bytes(place).and_then(|bytes| {
+            let is_event = matches!(self.decoded(&bytes)?, (Record::Put(_), _));
+            Ok(is_event.then_some(bytes))
+        });
+        match read {
+            Err(StoreError::Damaged(why)) => {
+                tracing::error!("passed over an event that cannot be read: {why}; run `sledge verify`");
+                Ok(None)
+            }
+            read => read,
+        }
     }
 
     /// The record at a place, which may be one of this very batch.

@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, TryLockError};
 use std::time::{Duration, Instant};
 
-use super::embedded::{EmbeddedStore, Files, WriterState};
+use super::embedded::{EmbeddedStore, Files, WriterGuard, WriterState};
 use super::fault;
 use super::index::Key;
 use super::log::{Erasure, HEADER_LEN, Step};
@@ -107,16 +107,17 @@ pub(super) fn compact_with(
     let old = store.files();
     let dictionary = if store.options.compress { dictionary_for(&old)? } else { None };
     let events = store.writer_and_files().0.events;
-    let new = open::new_generation(&store.dir, &store.options, events, dictionary)?;
+    let mut new = open::new_generation(&store.dir, &store.options, events, dictionary)?;
     let bytes_before = old.log.end();
     let built = Copy::new(&old, &new, pace, damage).and_then(|copy| copy.run(store));
-    let state = match built {
-        Ok(state) => state,
+    let (state, exact_from) = match built {
+        Ok(built) => built,
         Err(error) => {
             new.retired.store(true, Ordering::Relaxed);
             return Err(error);
         }
     };
+    new.exact_from = exact_from;
     let bytes_after = new.log.end();
     Ok(CompactReport { events: store.switch_to(new, state)?, bytes_before, bytes_after })
 }
@@ -164,6 +165,8 @@ struct Copy<'c> {
     /// Records for the new log that are not written yet.
     pending: Vec<u8>,
     erase: Vec<Erasure>,
+    /// Where the records begin that keep their distance from the end.
+    exact_from: u64,
     stride_began: Instant,
 }
 
@@ -179,14 +182,16 @@ impl<'c> Copy<'c> {
             done: HEADER_LEN,
             pending: Vec::new(),
             erase: Vec::new(),
+            exact_from: 0,
             stride_began: Instant::now(),
         })
     }
 
     /// Runs to the point where the new generation can take over. The writer waits from then on: the guard is with it.
-    fn run<'s>(mut self, store: &'s EmbeddedStore) -> Result<super::embedded::WriterGuard<'s>, StoreError> {
+    fn run<'s>(mut self, store: &'s EmbeddedStore) -> Result<(WriterGuard<'s>, u64), StoreError> {
         fault::point("compact.begin");
         self.copy_cold(self.old.log.end())?;
+        self.exact_from = self.new.log.end() + self.pending.len() as u64;
         fault::point("compact.copied");
         for _ in 0..ROUNDS_MAX {
             let end = self.old.log.end();
@@ -200,6 +205,8 @@ impl<'c> Copy<'c> {
         if !self.new.index.merge_now(&|| !(self.pace.rest)(Duration::ZERO))? {
             return Err(StoreError::Stopped);
         }
+        // Most of it reaches the disk before the writer has to wait.
+        self.new.log.sync()?;
         // The last moment to give up: from here on the writer waits.
         self.pace.rest_after(Duration::ZERO)?;
         fault::point("compact.caught_up");
@@ -212,7 +219,7 @@ impl<'c> Copy<'c> {
             self.new.log.erase(&self.erase)?;
         }
         fault::point("compact.synced");
-        Ok(state)
+        Ok((state, self.exact_from))
     }
 
     /// Copies what is stored of the old log up to `end`, packed if there is a dictionary.
@@ -226,10 +233,13 @@ impl<'c> Copy<'c> {
     fn copy_all(&mut self, end: u64) -> Result<(), StoreError> {
         self.for_each_record(end, |copy, offset, len, record| match record {
             Record::Remove(removed) => copy.take_removal(removed, len),
-            record => {
+            _ => {
+                // Read again: since it was read ahead, an event may have been erased.
                 let mut bytes = Vec::new();
                 copy.old.log.read_raw(offset, len, &mut bytes)?;
-                copy.take(&bytes, record)
+                let damaged = |_| StoreError::Damaged(format!("the record at byte {offset} is damaged"));
+                let (record, _) = record::decode(&bytes).map_err(damaged)?;
+                copy.take(&bytes, &copy.old.log.unpacked(record, offset)?)
             }
         })
     }
@@ -341,7 +351,7 @@ impl<'c> Copy<'c> {
 
 impl EmbeddedStore {
     /// Makes a finished copy the current generation. Returns the number of events.
-    fn switch_to(&self, mut new: Files, mut state: super::embedded::WriterGuard<'_>) -> Result<u64, StoreError> {
+    fn switch_to(&self, mut new: Files, mut state: WriterGuard<'_>) -> Result<u64, StoreError> {
         let old = self.files();
         new.base = old.end().0 as i64 - new.log.end() as i64;
         let switched = WriterState::load(&new.index).and_then(|loaded| {
@@ -351,14 +361,21 @@ impl EmbeddedStore {
         match switched {
             Ok(loaded) => *state = loaded,
             Err(error) => {
-                new.retired.store(true, Ordering::Relaxed);
+                // CURRENT may name the new generation already. The old name goes back before anything is deleted; where
+                // that fails too, both generations stay, and the next start finds out which of them is named.
+                match self.dir.switch_to(&old.generation) {
+                    Ok(()) => new.retired.store(true, Ordering::Relaxed),
+                    Err(again) => old.log.stop_writes(&format!("CURRENT cannot be written: {again}")),
+                }
                 return Err(error);
             }
         }
         self.set_files(Arc::new(new));
         fault::point("compact.switched");
-        old.index.close(Instant::now())?;
         old.retired.store(true, Ordering::Relaxed);
+        if let Err(error) = old.index.close(Instant::now()) {
+            tracing::warn!("the index of the former generation was not closed in order: {error}");
+        }
         Ok(state.events)
     }
 }

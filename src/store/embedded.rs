@@ -91,6 +91,8 @@ pub(super) struct Files {
     pub(super) generation: Generation,
     /// A record's [`Position`] is its offset plus this. It goes on where the generation before it ended.
     pub(super) base: i64,
+    /// Records from this offset on have the [`Position`]s that they were given; those before were moved by compaction.
+    pub(super) exact_from: u64,
     /// Another generation has taken over: the files go with the last user.
     pub(super) retired: AtomicBool,
 }
@@ -329,13 +331,15 @@ impl Store for EmbeddedStore {
 
     fn stats(&self) -> StoreStats {
         let (state, files) = self.writer_and_files();
+        let (events, dead_bytes, log_bytes) = (state.events, state.dead_bytes, files.log.end());
+        drop(state); // the rest takes looking at files, which the writer need not wait for
         StoreStats {
-            events: state.events,
-            log_bytes: files.log.end(),
-            dead_bytes: state.dead_bytes,
+            events,
+            log_bytes,
+            dead_bytes,
             index_bytes: files.index.bytes_on_disk(),
             buffered_entries: files.index.buffered_entries() as u64,
-            retention: self.keeper.stats(files.log.end().saturating_sub(state.dead_bytes)),
+            retention: self.keeper.stats(log_bytes.saturating_sub(dead_bytes)),
         }
     }
 

@@ -396,6 +396,11 @@ impl Log {
         StoreError::Poisoned(reason)
     }
 
+    /// Takes no more writes until the next start; reading goes on.
+    pub fn stop_writes(&self, why: &str) {
+        self.poison(&io::Error::other(why.to_owned()));
+    }
+
     fn check_writable(&self) -> Result<(), StoreError> {
         match &*self.poison.lock().expect("no panic while holding it") {
             Some(reason) => Err(StoreError::Poisoned(reason.clone())),

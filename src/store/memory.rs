@@ -146,7 +146,7 @@ fn cut(wanted: &Wanted, matches: &[Row]) -> usize {
     let mut len = wanted.limit.min(matches.len());
     if wanted.whole_seconds && len > 0 {
         let last_second = matches[len - 1].created_at;
-        let tied = matches[len..].iter().take(wanted.limit).take_while(|row| row.created_at == last_second);
+        let tied = matches[len..].iter().take_while(|row| row.created_at == last_second);
         len += tied.count();
     }
     len
@@ -194,12 +194,17 @@ impl Store for MemoryStore {
     fn scan(&self, query: Query) -> Result<Box<dyn Scan>, StoreError> {
         let kept = self.kept();
         let mut rows = Vec::new();
-        let mut all = Vec::new();
+        let (mut all, mut floor) = (Vec::new(), 0);
         for wanted in &query.wanted {
             let matches = kept.matching(&query, wanted);
-            rows.extend_from_slice(&matches[..cut(wanted, &matches)]);
+            let len = cut(wanted, &matches);
+            if wanted.whole_seconds && len > 0 && len < matches.len() {
+                floor = floor.max(matches[len - 1].created_at);
+            }
+            rows.extend_from_slice(&matches[..len]);
             all.extend(matches);
         }
+        rows.retain(|row| row.created_at >= floor);
         let rows = sorted(rows);
         let all = sorted(all);
         let newest_left_out = all.iter().find(|row| !rows.iter().any(|kept| kept.id == row.id));

@@ -66,8 +66,8 @@ pub struct Wanted {
     pub filter: Filter,
     /// Newest matches wanted at most.
     pub limit: usize,
-    /// Whether to go on past `limit` to the end of the second (NIP-67), up to another `limit` rows. Set where the
-    /// limit is the relay's and not the client's.
+    /// Whether to go on past `limit` to the end of the second (NIP-67), and to end the whole query there. Set where the
+    /// limit is the relay's and not the client's: the client pages on from the oldest row, and must miss nothing.
     pub whole_seconds: bool,
 }
 

@@ -67,8 +67,9 @@ pub(super) fn open(dir: &DataDir, options: &Options) -> Result<Opened, StoreErro
         Some(generation) => generation,
         None => first_generation(dir)?,
     };
-    dir.remove_other_generations(&generation)?;
+    // First: what CURRENT names must prove to be a log before anything else is deleted.
     let log = Log::open(&generation.log())?;
+    dir.remove_other_generations(&generation)?;
     let mut report = Report::default();
     let (engine, meta) = match usable_index(&generation, &log, options)? {
         Ok(found) => found,
@@ -90,7 +91,7 @@ pub(super) fn open(dir: &DataDir, options: &Options) -> Result<Opened, StoreErro
     replay(&log, &index, &bloom, meta.indexed_up_to, options, &mut report)?;
     let state = WriterState::load(&index)?;
     Ok(Opened {
-        files: Files { log, index, bloom, generation, base: 0, retired: AtomicBool::new(false) },
+        files: Files { log, index, bloom, generation, base: 0, exact_from: 0, retired: AtomicBool::new(false) },
         state,
         report,
     })
@@ -107,7 +108,7 @@ pub(super) fn new_generation(
     let log = Log::create(&generation.log(), secp256k1::rand::random(), dictionary)?;
     let bloom = Arc::new(Bloom::with_capacity(events));
     let index = buffered(open_engine(&generation, options)?, &generation, &log, &bloom, options)?;
-    Ok(Files { log, index, bloom, generation, base: 0, retired: AtomicBool::new(false) })
+    Ok(Files { log, index, bloom, generation, base: 0, exact_from: 0, retired: AtomicBool::new(false) })
 }
 
 /// Calls `each` for every key in a range.

@@ -18,6 +18,8 @@ pub(super) struct Replay<'i> {
     index: &'i BufferedIndex,
     bloom: &'i Bloom,
     changes: Vec<Change>,
+    /// Where the replay began.
+    from: u64,
     /// Log offset behind the last record that counts.
     end: u64,
     events: u64,
@@ -52,6 +54,7 @@ impl<'i> Replay<'i> {
             index,
             bloom,
             changes: Vec::new(),
+            from,
             end: from,
             events: state.events,
             dead_bytes: state.dead_bytes,
@@ -108,6 +111,8 @@ impl<'i> Replay<'i> {
         let mut changes = Vec::new();
         let mut was_there = false;
         if self.has_cause(removed)? {
+            // What lay before the start was counted; a run that was half written may have taken its keys already.
+            was_there = removed.len > 0 && removed.offset < self.from;
             for key in removed.keys() {
                 let place = if schema::holds_a_place(&key) { self.index.get(&key)? } else { None };
                 let is_its_own = place.as_ref().and_then(schema::place).is_some_and(|at| at.offset == removed.offset);

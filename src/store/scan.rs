@@ -16,7 +16,7 @@ use super::merge::{Candidate, Merge};
 use super::plan::{Plan, plan};
 use super::record::Record;
 use super::schema::Place;
-use super::{PageBudget, Progress, Query, Row, Scan, StoreError, Wanted};
+use super::{PageBudget, Position, Progress, Query, Row, Scan, StoreError, Wanted};
 
 /// The clock is looked at once in this many candidates.
 const CANDIDATES_A_LOOK: u32 = 32;
@@ -51,9 +51,9 @@ struct Stream {
     ready: VecDeque<Match>,
     /// Rows that may still be taken.
     left: usize,
-    /// Rows past the limit that may be taken to complete a second.
-    extra: usize,
     state: State,
+    /// The second at which the relay's own limit ended it.
+    floor: Option<u64>,
 }
 
 enum Source {
@@ -109,7 +109,8 @@ impl Work {
 
 impl EmbeddedScan {
     pub(super) fn new(files: Arc<Files>, query: Query) -> Self {
-        let before = query.before.map_or(u64::MAX, |before| before.0.saturating_add_signed(-files.base));
+        let offset = |position: Position| position.0.saturating_add_signed(-files.base).max(files.exact_from);
+        let before = query.before.map_or(u64::MAX, offset);
         let view = View { now: query.now, before, with_json: true };
         let streams = query.wanted.into_iter().map(Stream::new).collect();
         EmbeddedScan { files, streams, view, last_second: None, buffer: Vec::new() }
@@ -125,10 +126,14 @@ impl EmbeddedScan {
         Ok(true)
     }
 
-    /// The next match of the union, taken from every stream that has it.
+    /// The next match of the union, taken from every stream that has it. Nothing older than the second at which the
+    /// relay's own limit ended a stream: a client that pages on by `until` starts from the oldest row it got, and what
+    /// that stream has left must lie behind it.
     fn take_next(&mut self) -> Option<Match> {
+        let floor = self.streams.iter().filter_map(|stream| stream.floor).max().unwrap_or(0);
         let heads = self.streams.iter().enumerate();
         let heads = heads.filter(|(_, stream)| stream.state == State::Running);
+        let heads = heads.filter(|(_, stream)| stream.ready.front().is_none_or(|head| head.created_at >= floor));
         let (first, _) =
             heads.filter_map(|(i, stream)| Some((i, stream.ready.front()?.order()))).min_by_key(|(_, o)| *o)?;
         let taken = self.streams[first].take()?;
@@ -152,15 +157,16 @@ impl EmbeddedScan {
     }
 
     fn progress(&self) -> Progress {
-        let rest = self.streams.iter().filter(|stream| stream.state != State::Finished);
-        let mut rest = rest.map(|stream| stream.state).peekable();
+        let mut rest = self.streams.iter().filter(|stream| stream.state != State::Finished).peekable();
         if rest.peek().is_none() {
             return Progress::Finished;
         }
-        let all_older = rest.all(|state| match (state, self.last_second) {
-            (State::Limited(Some(next)), Some(last)) => next < last,
-            _ => false,
-        });
+        let next_of = |stream: &Stream| match stream.state {
+            State::Limited(next) => next,
+            State::Running | State::Finished => stream.ready.front().map(|head| head.created_at),
+        };
+        let all_older =
+            rest.all(|stream| next_of(stream).zip(self.last_second).is_some_and(|(next, last)| next < last));
         if all_older { Progress::MoreOlder } else { Progress::LimitReached }
     }
 }
@@ -189,7 +195,7 @@ impl Scan for EmbeddedScan {
         self.view.with_json = false;
         let mut counted = 0;
         for stream in &mut self.streams {
-            (stream.left, stream.extra) = (usize::MAX, 0);
+            stream.left = usize::MAX;
         }
         while self.make_ready(&mut work)? {
             match self.take_next() {
@@ -209,8 +215,8 @@ impl Stream {
             Plan::Ids(ids) => Source::Ids(ids),
             Plan::Ranges(prefixes) => Source::Ranges(Merge::new(prefixes, since, until)),
         };
-        let (left, extra) = (wanted.limit, if wanted.whole_seconds { wanted.limit } else { 0 });
-        Stream { wanted, source, ready: VecDeque::new(), left, extra, state: State::Running }
+        let left = wanted.limit;
+        Stream { wanted, source, ready: VecDeque::new(), left, state: State::Running, floor: None }
     }
 
     fn take(&mut self) -> Option<Match> {
@@ -286,11 +292,12 @@ impl Stream {
         if self.state == State::Finished {
             return Ok(());
         }
-        if known && next.is_some() && next == second && self.extra > 0 {
-            self.extra -= 1;
+        let whole_seconds = self.wanted.whole_seconds;
+        if known && next.is_some() && next == second && whole_seconds {
             self.left = 1;
         } else {
             self.state = State::Limited(next);
+            self.floor = second.filter(|_| whole_seconds);
         }
         Ok(())
     }

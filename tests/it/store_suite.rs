@@ -1,5 +1,6 @@
 //! One conformance suite for every store: plain functions, run against each.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::thread;
@@ -22,7 +23,7 @@ type Make<'m> = &'m dyn Fn() -> Arc<dyn Store>;
 type Check = fn(Make);
 
 /// Every check, with its name for the message of a failure.
-const CHECKS: [(&str, Check); 17] = [
+const CHECKS: [(&str, Check); 18] = [
     ("an empty store has nothing", an_empty_store_has_nothing),
     ("verdicts come in batch order", verdicts_come_in_batch_order),
     ("a batch sees its earlier writes", a_batch_sees_its_earlier_writes),
@@ -32,6 +33,7 @@ const CHECKS: [(&str, Check); 17] = [
     ("pages of any size add up", pages_of_any_size_add_up),
     ("limits and what is said about the rest", limits_and_what_is_said_about_the_rest),
     ("whole seconds", whole_seconds),
+    ("the relay's limit ends all filters together", the_relays_limit_ends_all_filters_together),
     ("a position hides what came later", a_position_hides_what_came_later),
     ("a scan does not see what is removed meanwhile", a_scan_does_not_see_what_is_removed_meanwhile),
     ("expired events are hidden, then swept", expired_events_are_hidden_then_swept),
@@ -260,17 +262,36 @@ fn whole_seconds(make: Make) {
         let (rows, end) = read(&*store, query(&wanted, NOW), usize::MAX);
         (row_ids(&rows), end)
     };
-    for (limit, len) in [(1, 2), (4, 5), (5, 5), (6, 10), (7, 10), (40, 40)] {
+    for (limit, len) in [(1, 5), (4, 5), (5, 5), (6, 10), (7, 10), (40, 40)] {
         let (rows, end) = page(limit, NOW);
         assert_eq!(rows, expected[..len], "limit {limit}");
-        // A limit of 1 allows one more, and the second has five.
-        let whole = if limit == 1 { Progress::LimitReached } else { Progress::MoreOlder };
-        assert_eq!(end, whole, "limit {limit}");
+        assert_eq!(end, Progress::MoreOlder, "limit {limit}");
     }
     let (rows, end) = page(10, NOW - 100);
-    assert_eq!((rows.as_slice(), end), (&expected[40..60], Progress::LimitReached), "twice the limit and no more");
-    let (rows, end) = page(15, NOW - 100);
-    assert_eq!((rows.len(), end), (30, Progress::Finished));
+    assert_eq!((rows.as_slice(), end), (&expected[40..], Progress::Finished), "however many there are");
+}
+
+/// Where the relay's own limit ends one filter, the others end there too: paging on by `until` misses nothing.
+fn the_relays_limit_ends_all_filters_together(make: Make) {
+    let store = make();
+    let (often, seldom) = (Keys::new(1), Keys::new(2));
+    let frequent: Vec<Event> = (0..100).map(|n| often.note(NOW - n, "")).collect();
+    let rare: Vec<Event> = (0..10).map(|n| seldom.note(NOW - n * 10, "")).collect();
+    store_all(&*store, frequent.iter().chain(&rare));
+    let expected = in_order(frequent.iter().chain(&rare));
+    let (mut seen, mut until) = (BTreeSet::new(), NOW);
+    loop {
+        let by = |keys: &Keys| Filter { authors: Some(vec![keys.pubkey()]), until: Some(until), ..Filter::default() };
+        let wanted = [&often, &seldom].map(|keys| Wanted { filter: by(keys), limit: 7, whole_seconds: true });
+        let (rows, end) = read(&*store, query(&wanted, NOW), usize::MAX);
+        seen.extend(row_ids(&rows));
+        if end == Progress::Finished {
+            break;
+        }
+        assert_eq!(end, Progress::MoreOlder);
+        until = rows.last().unwrap().created_at - 1;
+    }
+    assert_eq!(seen, expected.into_iter().collect::<BTreeSet<_>>());
 }
 
 fn a_position_hides_what_came_later(make: Make) {

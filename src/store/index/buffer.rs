@@ -58,6 +58,8 @@ struct Layers {
     /// Log offset after the last batch in `active`.
     active_log_end: u64,
     frozen: Option<Arc<Frozen>>,
+    /// How many runs were frozen so far.
+    freezes: u64,
 }
 
 struct Frozen {
@@ -75,8 +77,6 @@ struct Merger {
     failure: Option<String>,
     /// It failed for want of room on the disk.
     is_short_of_room: bool,
-    /// `on_merged` failed: what the engine holds is not on record, and nothing is merged any more.
-    poisoned: bool,
 }
 
 impl BufferedIndex {
@@ -283,6 +283,7 @@ impl Layers {
         }
         let entries = std::mem::take(&mut self.active);
         self.frozen = Some(Arc::new(Frozen { entries, log_end: self.active_log_end }));
+        self.freezes += 1;
         true
     }
 }
@@ -298,13 +299,19 @@ impl Shared {
         out: &mut Vec<(Key, Value)>,
     ) -> Result<Option<Key>, IndexError> {
         let page = wanted.min(SCAN_PAGE);
-        // Top down: what leaves a layer after it was read is found again below.
-        let layers = self.read();
-        let active: Vec<Change> = layers.active.range(from..to).take(page).map(copied).collect();
-        let frozen = layers.frozen.clone();
-        drop(layers);
-        let mut engine = Vec::with_capacity(page.min(128));
-        self.engine.scan(&from, &to, page, &mut engine)?;
+        let (active, frozen, engine) = loop {
+            // Top down: what leaves a layer after it was read is found again below.
+            let layers = self.read();
+            let active: Vec<Change> = layers.active.range(from..to).take(page).map(copied).collect();
+            let (frozen, freezes) = (layers.frozen.clone(), layers.freezes);
+            drop(layers);
+            let mut engine = Vec::with_capacity(page.min(128));
+            self.engine.scan(&from, &to, page, &mut engine)?;
+            // A run that was frozen meanwhile may be on its way into the engine, and then half a batch was read.
+            if self.read().freezes == freezes {
+                break (active, frozen, engine);
+            }
+        };
 
         // A layer that filled its page may have more behind its last key: the others are
         // only comparable up to there.
@@ -376,10 +383,10 @@ impl Shared {
             }
             let now = Instant::now();
             let paused = retry_at.is_some_and(|at| now < at);
-            if !merger.poisoned && !paused && self.read().frozen.is_some() {
+            if !paused && self.read().frozen.is_some() {
                 return true;
             }
-            let wake_at = retry_at.filter(|_| paused && !merger.poisoned);
+            let wake_at = retry_at.filter(|_| paused);
             merger = match wake_at {
                 Some(at) => {
                     self.merger_changed.wait_timeout(merger, at - now).unwrap_or_else(PoisonError::into_inner).0
@@ -415,13 +422,9 @@ impl Shared {
     }
 
     fn write_frozen(&self, frozen: &Frozen, stop: &dyn Fn() -> bool) -> Result<bool, IndexError> {
-        if self.merger().poisoned {
-            return Err(IndexError::Damaged("an earlier merge could not be put on record".into()));
-        }
         let written = self.engine.write_run(&mut frozen.entries.iter().map(copied), stop)?;
         if written && let Err(source) = (self.on_merged)(frozen.log_end) {
             // With room on the disk the run is simply written again.
-            self.merger().poisoned = source.kind() != io::ErrorKind::StorageFull;
             return Err(IndexError::Io { what: "recording how far the index reaches", source });
         }
         Ok(written)

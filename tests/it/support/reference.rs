@@ -78,16 +78,22 @@ impl Reference {
     pub fn query(&self, wanted: &[Wanted], now: u64) -> Vec<&Event> {
         let visible = self.visible(now);
         let mut chosen = Vec::new();
+        // The second at which a limit of the relay's ends the answer.
+        let mut ends_at = 0;
         for Wanted { filter, limit, whole_seconds } in wanted {
             let matching: Vec<&Event> = visible.iter().copied().filter(|event| filter.matches(*event)).collect();
             let (newest, rest) = matching.split_at(matching.len().min(*limit));
             chosen.extend(newest.iter().map(|event| event.id));
             if let (true, Some(last)) = (whole_seconds, newest.last()) {
-                let same_second = rest.iter().take(*limit).take_while(|event| event.created_at == last.created_at);
-                chosen.extend(same_second.map(|event| event.id));
+                let same_second = rest.iter().take_while(|event| event.created_at == last.created_at);
+                let same_second: Vec<_> = same_second.map(|event| event.id).collect();
+                if same_second.len() < rest.len() {
+                    ends_at = ends_at.max(last.created_at);
+                }
+                chosen.extend(same_second);
             }
         }
-        visible.into_iter().filter(|event| chosen.contains(&event.id)).collect()
+        visible.into_iter().filter(|event| chosen.contains(&event.id) && event.created_at >= ends_at).collect()
     }
 
     /// All that match any of `wanted`, limits aside, newest first.
