@@ -362,6 +362,7 @@ mod tests {
     use super::*;
     use crate::protocol::Filter;
     use crate::protocol::testing::sign;
+    use crate::store::testing::{flip, once_free};
     use crate::store::{PageBudget, Progress, Wanted};
 
     fn all(store: &EmbeddedStore) -> Vec<String> {
@@ -487,5 +488,40 @@ mod tests {
         drop(store);
         let store = EmbeddedStore::open(folder.path(), &Options::default()).unwrap();
         assert_eq!(store.apply(&[note, wrap], 30).unwrap().verdicts, [Verdict::Vanished; 2]);
+    }
+
+    /// A CURRENT that names what is not there is an error, and nothing is deleted for it.
+    #[test]
+    fn a_wrong_current_deletes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = EmbeddedStore::open(folder.path(), &Options::default()).unwrap();
+        store.apply(&[sign(1, 1, 10, &[], "kept")], 15).unwrap();
+        drop(store);
+        std::fs::write(folder.path().join("CURRENT"), "gen-000003\n").unwrap();
+        assert!(once_free(|| EmbeddedStore::open(folder.path(), &Options::default())).is_err());
+        std::fs::write(folder.path().join("CURRENT"), "gen-000001\n").unwrap();
+        let store = once_free(|| EmbeddedStore::open(folder.path(), &Options::default())).unwrap();
+        assert_eq!(contents(&store), ["kept"]);
+    }
+
+    /// One person's damaged record does not keep others, nor that person, from writing.
+    #[test]
+    fn a_damaged_record_stands_in_nobodys_way() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = EmbeddedStore::open(folder.path(), &Options::default()).unwrap();
+        let broken = sign(1, 0, 10, &[["expiration", "20"].as_slice()], "broken profile");
+        store.apply(std::slice::from_ref(&broken), 15).unwrap();
+        let log = store.files().generation.log();
+        let at = memchr::memmem::find(&std::fs::read(&log).unwrap(), b"broken").unwrap();
+        flip(&log, at);
+        let others = [
+            sign(2, 1, 11, &[], "a note"),
+            sign(1, 0, 12, &[], "a new profile"),
+            sign(1, 5, 13, &[&["e", &broken.id.to_hex()]], "its deletion"),
+            sign(1, 62, 11, &[&["relay", "ALL_RELAYS"]], "vanishing"),
+        ];
+        assert_eq!(store.apply(&others, 15).unwrap().verdicts, [Verdict::Store; 4]);
+        assert_eq!(store.sweep_expired(30, 10).unwrap(), 0);
+        assert_eq!(contents(&store), ["its deletion", "a new profile", "a note", "vanishing"]);
     }
 }
