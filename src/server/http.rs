@@ -109,14 +109,16 @@ impl Http {
         if has_token(headers, header::UPGRADE, "websocket") {
             return self.upgrade(request, peer, slot);
         }
-        if accepts(headers, "application/nostr+json") {
-            return cors(respond(StatusCode::OK, "application/nostr+json", self.document.clone()));
-        }
-        let page = about::page(&self.info, &self.url_for(headers));
-        let mut response = respond(StatusCode::OK, "text/html; charset=utf-8", page.into());
-        let policy = HeaderValue::from_static("default-src 'none'; style-src 'unsafe-inline'");
-        response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, policy);
-        // The same address has another answer for those who accept NIP-11.
+        let mut response = if accepts(headers, "application/nostr+json") {
+            cors(respond(StatusCode::OK, "application/nostr+json", self.document.clone()))
+        } else {
+            let page = about::page(&self.info, &self.url_for(headers));
+            let mut response = respond(StatusCode::OK, "text/html; charset=utf-8", page.into());
+            let policy = HeaderValue::from_static("default-src 'none'; style-src 'unsafe-inline'");
+            response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, policy);
+            response
+        };
+        // One address, two answers: a cache must not give the one for the other.
         response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept"));
         response
     }
