@@ -1,7 +1,7 @@
 //! The default store: the event log, its index, and the filter on ids, as one [`Store`].
 //!
-//! A batch goes: judged → appended to the log → fdatasync → visible in the index's write buffer → erased bytes
-//! overwritten. Only then does the caller answer. The index on disk follows in the background and is never waited for.
+//! A batch goes: judged → appended to the log → fdatasync → what it erases overwritten → visible in the index's write
+//! buffer. Only then does the caller answer. The index on disk follows in the background and is never waited for.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

@@ -85,8 +85,8 @@ impl BufferedIndex {
     /// its size: about 60 bytes an entry, so 180 bytes times `run_entries_max` in all.
     ///
     /// `on_merged(log_offset)` is called by whoever merged, after a run is durable: every
-    /// change applied with `log_end <= log_offset` is in the engine. Its error ends all
-    /// merging, and [`health`](BufferedIndex::health) tells of it.
+    /// change applied with `log_end <= log_offset` is in the engine. After its
+    /// error the run stays in memory and is written again later; [`health`](BufferedIndex::health) tells of it.
     ///
     /// # Errors
     /// [`IndexError::Io`] when the thread cannot be started.
