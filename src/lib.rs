@@ -1,4 +1,4 @@
-//! sledge: a Nostr relay and sync engine in one small binary. This page is its architecture.
+//! sledge: a Nostr relay in one small binary, on the way to a sync engine. This page is its architecture.
 //!
 //! Events live in one append-only file, the event log. sled indexes it and can be thrown away at any time. A WebSocket
 //! server, a command line and (later) a sync client stand on top. A message travels down once and answers up once.

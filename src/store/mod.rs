@@ -115,8 +115,8 @@ pub enum Progress {
     LimitReached,
 }
 
-/// A query that is read page by page. It holds no lock between calls, and events that are removed meanwhile are
-/// no longer seen.
+/// A query that is read page by page. It holds no lock between calls. Events that are removed meanwhile are no longer
+/// seen, but for a few that were read ahead; erased ones never are.
 pub trait Scan: Send {
     /// Appends the next rows, `created_at` descending, then id ascending.
     ///
@@ -250,7 +250,8 @@ pub trait Store: Send + Sync {
     /// stores nothing and tells the present end.
     ///
     /// # Errors
-    /// Nothing of the batch is stored or visible then.
+    /// Nothing of the batch is stored or visible then, except what stands before a request to vanish in it: that part is
+    /// a write of its own. Sending the batch again does no harm.
     fn apply(&self, batch: &[Verified<Event>], now: u64) -> Result<Applied, StoreError>;
 
     /// Takes events out by id, durably; unknown ids are passed over. Returns how many were there. One caller at a

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -22,6 +22,8 @@ use super::{PageBudget, Position, Progress, Query, Row, Scan, StoreError, Wanted
 const CANDIDATES_A_LOOK: u32 = 32;
 /// How many candidates are looked at to learn whether there is more behind a limit (NIP-67).
 const PEEK_CANDIDATES_MAX: u32 = 512;
+/// How long that look may take: the hint is worth no more.
+const PEEK_TIME_MAX: Duration = Duration::from_millis(5);
 
 /// A query in progress.
 pub(super) struct EmbeddedScan {
@@ -285,8 +287,8 @@ impl Stream {
             self.state = State::Limited(None);
             return Ok(());
         }
-        let mut work = Work { until: Instant::now(), candidates: 0, candidates_max: PEEK_CANDIDATES_MAX };
-        work.until += std::time::Duration::from_millis(5);
+        let until = Instant::now() + PEEK_TIME_MAX;
+        let mut work = Work { until, candidates: 0, candidates_max: PEEK_CANDIDATES_MAX };
         let known = self.make_ready(files, view, &mut work, buffer)?;
         let next = self.ready.front().map(|head| head.created_at);
         if self.state == State::Finished {
