@@ -9,7 +9,7 @@ mod support;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use sledge::protocol::{Event, Filter, Verified};
+use sledge::protocol::{Event, Filter, Verified, Visibility};
 use sledge::store::embedded::{EmbeddedStore, Options};
 use sledge::store::{PageBudget, Query, Row, Store, Wanted};
 
@@ -40,7 +40,8 @@ fn full() -> &'static Full {
 
 fn page(filter: &Filter, limit: usize) -> Vec<Row> {
     let wanted = vec![Wanted { filter: filter.clone(), limit, whole_seconds: false }];
-    let mut scan = full().store.scan(Query { wanted, now: NOW, before: None }).unwrap();
+    let mut scan =
+        full().store.scan(Query { wanted, now: NOW, before: None, visible: Visibility::everything() }).unwrap();
     let mut rows = Vec::new();
     let budget = PageBudget { bytes_max: usize::MAX, until: Instant::now() + Duration::from_secs(60) };
     scan.page(budget, &mut rows).unwrap();

@@ -9,7 +9,7 @@ use indicatif::ProgressBar;
 use super::progress::{self, size};
 use crate::config::{Config, IndexEngine};
 use crate::error::Error;
-use crate::protocol::Filter;
+use crate::protocol::{Filter, Visibility};
 use crate::store::dir::DataDir;
 use crate::store::embedded::{EmbeddedStore, Options};
 use crate::store::index::Engine;
@@ -221,7 +221,12 @@ pub fn query(filters: impl IntoIterator<Item = Filter>, now: u64) -> Query {
         Wanted { filter, limit, whole_seconds: false }
     };
     let wanted = filters.into_iter().map(wanted).filter(|wanted| wanted.limit > 0);
-    Query { wanted: wanted.filter(|wanted| !wanted.filter.matches_nothing()).collect(), now, before: None }
+    Query {
+        wanted: wanted.filter(|wanted| !wanted.filter.matches_nothing()).collect(),
+        now,
+        before: None,
+        visible: Visibility::everything(),
+    }
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ pub mod bytes;
 pub mod event;
 pub mod filter;
 pub mod kind;
+pub mod label;
 pub mod message;
 pub mod nip19;
 pub mod relay_info;
@@ -15,6 +16,7 @@ pub mod tag;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod verify;
+pub mod visibility;
 
 pub use bytes::{EventId, PublicKey, Signature};
 pub use event::{Event, Fields};
@@ -23,3 +25,4 @@ pub use kind::Kind;
 pub use subscription::SubscriptionId;
 pub use tag::{Tag, TagLetter, Tags};
 pub use verify::Verified;
+pub use visibility::Visibility;

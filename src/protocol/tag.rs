@@ -12,6 +12,8 @@ pub struct TagLetter(u8);
 impl TagLetter {
     /// The `p` of keys that an event refers to.
     pub const P: TagLetter = TagLetter(b'p');
+    /// The `L` of label namespaces (NIP-32).
+    pub const LABEL_NAMESPACE: TagLetter = TagLetter(b'L');
 
     /// The letter that is the whole of `name`, if it is one.
     pub fn from_name(name: &str) -> Option<Self> {

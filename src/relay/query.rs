@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 use super::lock;
 use super::outbox::{Outbox, Outgoing, Serial};
 use crate::config::Limits;
-use crate::protocol::Filter;
 use crate::protocol::message::EoseHint;
+use crate::protocol::{Filter, Visibility};
 use crate::store::{PageBudget, Position, Progress, Query, Row, Scan, Store, StoreError, Wanted};
 
 /// Bytes of event JSON in one page; one event may exceed it.
@@ -117,7 +117,7 @@ impl Job {
         now: u64,
     ) -> Job {
         let wanted = wanted.filter(|wanted| !wanted.filter.matches_nothing()).collect();
-        let stage = Stage::New(Query { wanted, now, before });
+        let stage = Stage::New(Query { wanted, now, before, visible: Visibility::everything() });
         Job { serial, outbox: outbox.clone(), task, stage, worked: Duration::ZERO }
     }
 
@@ -131,7 +131,7 @@ impl Job {
         let until = started + slice;
         let mut rows = Vec::new();
         if let Stage::New(query) = &mut self.stage {
-            let query = Query { wanted: std::mem::take(&mut query.wanted), ..*query };
+            let query = Query { wanted: std::mem::take(&mut query.wanted), ..query.clone() };
             self.stage = Stage::Running(store.scan(query)?);
         }
         let Stage::Running(scan) = &mut self.stage else { unreachable!("the scan was just begun") };

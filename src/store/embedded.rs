@@ -367,7 +367,9 @@ mod tests {
 
     fn all(store: &EmbeddedStore) -> Vec<String> {
         let wanted = vec![Wanted { filter: Filter::default(), limit: 1000, whole_seconds: false }];
-        let mut scan = store.scan(Query { wanted, now: 50, before: None }).unwrap();
+        let mut scan = store
+            .scan(Query { wanted, now: 50, before: None, visible: crate::protocol::Visibility::everything() })
+            .unwrap();
         let budget = PageBudget { bytes_max: 1 << 20, until: Instant::now() + Duration::from_secs(60) };
         let mut rows = Vec::new();
         assert_eq!(scan.page(budget, &mut rows).unwrap(), Progress::Finished);

@@ -125,6 +125,7 @@ impl Kept {
             query.before.is_none_or(|before| position < before)
                 && !supersede::is_expired(event.expiration(), query.now)
                 && wanted.filter.matches(event)
+                && query.visible.allows(event)
         };
         let matches = self.events.iter().filter(|(position, event)| seen(*position, event));
         sorted(matches.map(|(_, event)| row(event)).collect())

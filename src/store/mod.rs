@@ -33,7 +33,7 @@ use bytes::Bytes;
 use compact::{CompactReport, Pace};
 
 use crate::protocol::supersede::Verdict;
-use crate::protocol::{Event, EventId, Filter, Kind, Verified};
+use crate::protocol::{Event, EventId, Filter, Kind, Verified, Visibility};
 
 /// A point in the order in which events were stored: each later event has a higher one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -80,6 +80,8 @@ pub struct Query {
     pub now: u64,
     /// Only events stored before this point; live delivery takes over from there.
     pub before: Option<Position>,
+    /// Only events that the reader may see; hidden ones use up no limit.
+    pub visible: Visibility,
 }
 
 /// A stored event as a query sees it.

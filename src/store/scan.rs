@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use crate::protocol::event::Fields;
 use crate::protocol::supersede::is_expired;
-use crate::protocol::{EventId, Filter};
+use crate::protocol::{EventId, Filter, Visibility};
 
 use super::embedded::Files;
 use super::merge::{Candidate, Merge};
@@ -36,13 +36,14 @@ pub(super) struct EmbeddedScan {
 }
 
 /// What of the store a query may see.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct View {
     now: u64,
     /// Only records before this offset.
     before: u64,
     /// Whether rows are wanted, or only their number.
     with_json: bool,
+    visible: Visibility,
 }
 
 /// The matches of one filter, newest first.
@@ -113,7 +114,7 @@ impl EmbeddedScan {
     pub(super) fn new(files: Arc<Files>, query: Query) -> Self {
         let offset = |position: Position| position.0.saturating_add_signed(-files.base).max(files.exact_from);
         let before = query.before.map_or(u64::MAX, offset);
-        let view = View { now: query.now, before, with_json: true };
+        let view = View { now: query.now, before, with_json: true, visible: query.visible };
         let streams = query.wanted.into_iter().map(Stream::new).collect();
         EmbeddedScan { files, streams, view, last_second: None, buffer: Vec::new() }
     }
@@ -121,7 +122,7 @@ impl EmbeddedScan {
     /// Makes every running stream have its next match ready; false when the work ran out first.
     fn make_ready(&mut self, work: &mut Work) -> Result<bool, StoreError> {
         for stream in &mut self.streams {
-            if stream.state == State::Running && !stream.make_ready(&self.files, self.view, work, &mut self.buffer)? {
+            if stream.state == State::Running && !stream.make_ready(&self.files, &self.view, work, &mut self.buffer)? {
                 return Ok(false);
             }
         }
@@ -152,7 +153,7 @@ impl EmbeddedScan {
         let second = self.last_second;
         for stream in &mut self.streams {
             if stream.state == State::Running && stream.left == 0 {
-                stream.settle_limit(second, &self.files, self.view, &mut self.buffer)?;
+                stream.settle_limit(second, &self.files, &self.view, &mut self.buffer)?;
             }
         }
         Ok(())
@@ -230,7 +231,7 @@ impl Stream {
     fn make_ready(
         &mut self,
         files: &Files,
-        view: View,
+        view: &View,
         work: &mut Work,
         buffer: &mut Vec<u8>,
     ) -> Result<bool, StoreError> {
@@ -247,7 +248,7 @@ impl Stream {
     }
 
     /// Reads the next candidate, with those whose order only the full ids decide; false at the end.
-    fn read_ahead(&mut self, files: &Files, view: View, buffer: &mut Vec<u8>) -> Result<bool, StoreError> {
+    fn read_ahead(&mut self, files: &Files, view: &View, buffer: &mut Vec<u8>) -> Result<bool, StoreError> {
         if let Source::Ids(ids) = &mut self.source {
             let places = places_in_order(std::mem::take(ids), &self.wanted.filter, files, view, buffer)?;
             self.source = Source::Places(places.into_iter());
@@ -280,7 +281,7 @@ impl Stream {
         &mut self,
         second: Option<u64>,
         files: &Files,
-        view: View,
+        view: &View,
         buffer: &mut Vec<u8>,
     ) -> Result<(), StoreError> {
         if self.wanted.limit == 0 {
@@ -311,10 +312,10 @@ fn places_in_order(
     ids: Vec<EventId>,
     filter: &Filter,
     files: &Files,
-    view: View,
+    view: &View,
     buffer: &mut Vec<u8>,
 ) -> Result<Vec<Place>, StoreError> {
-    let view = View { with_json: false, ..view };
+    let view = &View { with_json: false, ..view.clone() };
     let mut found = Vec::new();
     for id in ids {
         let Some(place) = files.place_of(&id)? else { continue };
@@ -328,7 +329,7 @@ fn places_in_order(
 
 impl Files {
     /// Reads a record and gives it back if it is a visible event that matches. What cannot be read is logged.
-    fn read_match(&self, place: Place, filter: &Filter, view: View, buffer: &mut Vec<u8>) -> Option<Match> {
+    fn read_match(&self, place: Place, filter: &Filter, view: &View, buffer: &mut Vec<u8>) -> Option<Match> {
         if place.offset >= view.before {
             return None;
         }
@@ -340,7 +341,7 @@ impl Files {
                 return None;
             }
         };
-        if is_expired(event.expiration, view.now) || !filter.matches(&event) {
+        if is_expired(event.expiration, view.now) || !filter.matches(&event) || !view.visible.allows(&event) {
             return None;
         }
         let (created_at, id) = (event.created_at(), event.id);

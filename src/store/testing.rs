@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 pub(super) use crate::protocol::testing::sign;
-use crate::protocol::{Event, Filter, Verified};
+use crate::protocol::{Event, Filter, Verified, Visibility};
 
 use super::embedded::{EmbeddedStore, Options};
 use super::verify::verify;
@@ -45,7 +45,7 @@ pub(super) fn close(store: EmbeddedStore) {
 /// The content of everything that is stored, newest first.
 pub(super) fn contents(store: &EmbeddedStore) -> Vec<String> {
     let wanted = vec![Wanted { filter: Filter::default(), limit: 100_000, whole_seconds: false }];
-    let mut scan = store.scan(Query { wanted, now: 0, before: None }).unwrap();
+    let mut scan = store.scan(Query { wanted, now: 0, before: None, visible: Visibility::everything() }).unwrap();
     let budget = PageBudget { bytes_max: 1 << 30, until: Instant::now() + Duration::from_secs(600) };
     let mut rows = Vec::new();
     scan.page(budget, &mut rows).unwrap();

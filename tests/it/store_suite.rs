@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::thread;
 
 use sledge::protocol::supersede::Verdict;
-use sledge::protocol::{Event, Filter, Verified};
+use sledge::protocol::{Event, Filter, Verified, Visibility};
 use sledge::store::compact::{Pace, compact};
 use sledge::store::embedded::{EmbeddedStore, Options};
 use sledge::store::index::Engine;
@@ -304,7 +304,7 @@ fn a_position_hides_what_came_later(make: Make) {
     }
     assert!(ends.is_sorted_by(|a, b| a.0 < b.0), "{ends:?}");
     for (end, known) in ends {
-        let query = Query { wanted: everything(), now: NOW, before: Some(end) };
+        let query = Query { wanted: everything(), now: NOW, before: Some(end), visible: Visibility::everything() };
         assert_eq!(row_ids(&read(&*store, query.clone(), 1).0), in_order(&notes[..known]));
         let limited = Query { wanted: vec![newest("{\"#t\":[\"x\"]}", 3)], ..query };
         assert_eq!(row_ids(&read(&*store, limited, 1).0), in_order(&notes[..known])[..3]);

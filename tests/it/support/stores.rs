@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use sledge::protocol::{Event, Filter};
+use sledge::protocol::{Event, Filter, Visibility};
 use sledge::store::embedded::{EmbeddedStore, Options};
 use sledge::store::index::Engine;
 use sledge::store::{PageBudget, Progress, Query, Row, Store, StoreError, Wanted};
@@ -90,7 +90,7 @@ pub fn newest(filter: &str, limit: usize) -> Wanted {
 
 /// A query without a position.
 pub fn query(wanted: &[Wanted], now: u64) -> Query {
-    Query { wanted: wanted.to_vec(), now, before: None }
+    Query { wanted: wanted.to_vec(), now, before: None, visible: Visibility::everything() }
 }
 
 /// Every row of a query and how it ended, read in pages of `page_bytes`.

@@ -1,0 +1,100 @@
+//! Who may read what: private kinds and our labelled events are for their author and the keys in their `p` tags.
+//!
+//! One predicate for stored queries, COUNT, live delivery, NEG and search: [`Visibility::allows`]. Pure; which keys a
+//! connection has proven (NIP-42) is the caller's knowledge.
+
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+use super::bytes::PublicKey;
+use super::event::Fields;
+use super::kind::Kind;
+use super::label;
+use super::tag::TagLetter;
+
+/// The kinds that only those involved may read. Labelled events are private whatever their kind.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PrivateKinds(Vec<RangeInclusive<u16>>);
+
+impl PrivateKinds {
+    /// These kinds; none: only labelled events are private.
+    pub fn new(kinds: impl IntoIterator<Item = RangeInclusive<u16>>) -> Self {
+        PrivateKinds(kinds.into_iter().collect())
+    }
+
+    /// Whether this kind is private.
+    pub fn contains(&self, kind: Kind) -> bool {
+        self.0.iter().any(|range| range.contains(&kind.0))
+    }
+
+    /// Whether only those involved may read this event.
+    pub fn covers(&self, event: &impl Fields) -> bool {
+        self.contains(event.kind()) || label::is_labelled(event)
+    }
+}
+
+/// What one reader may see. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Visibility(Option<Reader>);
+
+#[derive(Clone, Debug)]
+struct Reader {
+    private: Arc<PrivateKinds>,
+    keys: Arc<[PublicKey]>,
+}
+
+impl Visibility {
+    /// All of it: for the operator's own commands, never for a connection.
+    pub fn everything() -> Self {
+        Visibility(None)
+    }
+
+    /// What a client sees that has proven these keys; none: what anybody sees.
+    pub fn of(private: Arc<PrivateKinds>, keys: Arc<[PublicKey]>) -> Self {
+        Visibility(Some(Reader { private, keys }))
+    }
+
+    /// Whether the reader may see this event.
+    pub fn allows(&self, event: &impl Fields) -> bool {
+        let Some(Reader { private, keys }) = &self.0 else {
+            return true;
+        };
+        !private.covers(event) || keys.iter().any(|key| is_involved(key, event))
+    }
+}
+
+/// Whether this key is the author or one that a `p` tag names.
+fn is_involved(key: &PublicKey, event: &impl Fields) -> bool {
+    event.pubkey() == key || {
+        let hex = key.to_hex();
+        event.has_tag(TagLetter::P, &mut |value| value == hex)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::testing::{Author, NOW};
+
+    /// Private kinds and labelled events: author and recipients only; everything else: anybody (T34).
+    #[test]
+    fn t34_author_and_recipients_only() {
+        let (author, recipient, stranger) = (Author::new(1), Author::new(2), Author::new(3));
+        let to = recipient.note(NOW, "").pubkey.to_hex();
+        let private = Arc::new(PrivateKinds::new([4..=4, 1059..=1060]));
+        let sees = |who: &[&Author], kind, tags: &[Vec<&str>]| {
+            let keys: Arc<[PublicKey]> = who.iter().map(|who| who.note(NOW, "").pubkey).collect();
+            Visibility::of(private.clone(), keys).allows(&author.event(kind, NOW, tags, ""))
+        };
+        let addressed = vec![vec!["p", to.as_str()]];
+        let labelled = vec![vec!["L", label::NAMESPACE], vec!["p", to.as_str()]];
+        for (kind, tags) in
+            [(4, &addressed), (1059, &addressed), (1060, &addressed), (1, &labelled), (30_001, &labelled)]
+        {
+            assert!(sees(&[&author], kind, tags) && sees(&[&recipient], kind, tags), "{kind}");
+            assert!(sees(&[&stranger, &recipient], kind, tags), "{kind}");
+            assert!(!sees(&[&stranger], kind, tags) && !sees(&[], kind, tags), "{kind}");
+        }
+        assert!(sees(&[], 1, &addressed) && sees(&[], 30_001, &addressed) && sees(&[], 1, &[vec!["L", "other"]]));
+    }
+}
