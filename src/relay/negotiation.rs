@@ -203,7 +203,10 @@ impl Negotiation {
             Err(refused) => refused,
         };
         let (text, records_max) = self.told(&refused);
-        push_over(&self.outbox, self.serial, text, records_max);
+        let (outbox, serial) = (self.outbox.clone(), self.serial);
+        // First its share in the budget: who is told to try again may do so at once.
+        drop(self);
+        push_over(&outbox, serial, text, records_max);
         None
     }
 
