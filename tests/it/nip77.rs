@@ -101,7 +101,7 @@ async fn the_difference_is_found_over_a_socket() {
     let mut client = relay.client().await;
     let event = |n: u64| {
         let draft = Keys::new(n % 3).draft(1 + (n % 2) as u16, NOW + n % 40 / (1 + n % 3));
-        draft.tag(["t", if n % 5 == 0 { "five" } else { "other" }]).content(n.to_string()).sign()
+        draft.tag(["t", if n.is_multiple_of(5) { "five" } else { "other" }]).content(n.to_string()).sign()
     };
     let stored: Vec<Event> = (0..900).map(event).collect();
     client.store_all(&stored).await;
@@ -295,4 +295,38 @@ async fn t40_messages_out_of_turn() {
     client.assert_alive().await;
     client.forget("a");
     check(&mut client, &notes, &json!({}), &[], 0).await;
+}
+
+/// A large set is compared by sums that the store keeps: made by the first reconciliation, kept up to date by every write
+/// after it, and cut at other places than the reference does.
+#[tokio::test]
+async fn large_sets_go_by_sums_that_follow_every_write() {
+    let relay = Relay::with(|config| {
+        config.limits.query_slice_ms = 1;
+        config.sync.session_records_max = 6_000;
+        config.sync.records_max = 7_000;
+    })
+    .await;
+    let mut client = relay.client().await;
+    let event = |n: u64| Keys::new(n % 2).draft(1, NOW - 3_000 + n * n % 3_000).content(n.to_string()).sign();
+    let mut stored: Vec<Event> = (0..9_000).map(event).collect();
+    client.store_all(&stored).await;
+    let has: Vec<Known> = (0..9_000).step_by(3).chain(9_500..9_600).map(|n| known(&event(n))).collect();
+    check(&mut client, &stored, &json!({}), &has, 0).await;
+
+    let (gone, deletion) = (&stored[6], Keys::new(0).deletion(NOW, &[("e", &stored[6].id.to_hex())]));
+    client.store(&deletion).await;
+    let gone = gone.id;
+    stored.retain(|event| event.id != gone);
+    stored.push(deletion);
+    let more: Vec<Event> = (9_400..9_450).map(event).collect();
+    client.store_all(&more).await;
+    stored.extend(more);
+    for frame in [4_096, 0] {
+        check(&mut client, &stored, &json!({}), &has, frame).await;
+        let part: Vec<Known> = has.iter().filter(|(at, _)| (NOW - 2_900..=NOW - 900).contains(at)).cloned().collect();
+        check(&mut client, &stored, &json!({"since": NOW - 2_900, "until": NOW - 900}), &part, frame).await;
+    }
+    let whole: Vec<Known> = stored.iter().map(known).collect();
+    check(&mut client, &stored, &json!({}), &whole, 0).await;
 }
