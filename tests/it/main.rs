@@ -24,6 +24,7 @@ mod nip01_subscriptions;
 mod nip09;
 mod nip11;
 mod nip40;
+mod nip42;
 mod nip45;
 mod nip62;
 mod nip67;
