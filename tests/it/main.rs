@@ -16,6 +16,7 @@ mod full_disk;
 mod hostile;
 mod http;
 mod layering;
+mod leaks;
 mod model;
 mod nip01_events;
 mod nip01_filters;
