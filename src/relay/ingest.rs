@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::config::Config;
 use crate::protocol::supersede::{is_expired, vanish_applies};
 use crate::protocol::verify::{Hashed, Invalid};
-use crate::protocol::{Event, Kind, PublicKey, Tags, Verified};
+use crate::protocol::{Event, Kind, PublicKey, Tags, Verified, pow};
 use crate::store::Store;
 
 /// Where an event comes from.
@@ -101,6 +101,16 @@ pub enum Rejection {
     /// Publishing needs authentication here (NIP-42).
     #[error("auth-required: this relay accepts events from authenticated clients only")]
     AuthRequired,
+    /// Too little proof of work (NIP-13).
+    #[error("pow: {proven} bits of work are proven, {needed} are needed for kind {kind}")]
+    TooLittleWork {
+        /// Leading zero bits of the id, or the target that the event names if that is lower.
+        proven: u32,
+        /// Bits needed.
+        needed: u8,
+        /// The event's kind.
+        kind: Kind,
+    },
     /// Only its authenticated author may publish it (NIP-70), and the client has not authenticated.
     #[error("auth-required: this event may only be published by its author")]
     ProtectedNeedsAuth,
@@ -152,12 +162,10 @@ impl Ingest {
     /// # Errors
     /// The [`Rejection`] of the first stage that it does not pass.
     pub fn check(&self, event: Event, sender: &Sender, now: u64) -> Result<Verified<Event>, Rejection> {
-        if sender.source == Source::Client && sender.keys.is_empty() && self.config.access.auth_required_to_write {
-            return Err(Rejection::AuthRequired);
-        }
         self.check_limits(&event)?;
         if sender.source == Source::Client {
             self.check_date(event.created_at, now)?;
+            self.check_access(&event, sender)?;
             // Here and not only at the store, where it would cost a batch's deletions too. An import is to end instead.
             if !event.kind.is_ephemeral() && !self.store.has_room_for(event.kind) {
                 return Err(Rejection::QuotaUsedUp);
@@ -197,6 +205,22 @@ impl Ingest {
         let secs_max = limits.created_at_behind_secs_max;
         if secs_max > 0 && behind_secs > secs_max {
             return Err(Rejection::TooFarBehind { behind_secs, secs_max });
+        }
+        Ok(())
+    }
+
+    /// What every client must have done. Requests to vanish are followed whoever sends them (NIP-62).
+    fn check_access(&self, event: &Event, sender: &Sender) -> Result<(), Rejection> {
+        let access = &self.config.access;
+        if event.kind == Kind::VANISH {
+            return Ok(());
+        }
+        if access.auth_required_to_write && sender.keys.is_empty() {
+            return Err(Rejection::AuthRequired);
+        }
+        let (proven, needed) = (pow::proven(event), access.pow_bits(event.kind.0));
+        if proven < needed.into() {
+            return Err(Rejection::TooLittleWork { proven, needed, kind: event.kind });
         }
         Ok(())
     }

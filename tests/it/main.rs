@@ -24,6 +24,7 @@ mod nip01_replaceable;
 mod nip01_subscriptions;
 mod nip09;
 mod nip11;
+mod nip13;
 mod nip40;
 mod nip42;
 mod nip45;
