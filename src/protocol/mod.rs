@@ -12,6 +12,7 @@ pub mod message;
 pub mod nip19;
 pub mod pow;
 pub mod relay_info;
+pub mod slot;
 pub mod subscription;
 pub mod supersede;
 pub mod tag;

@@ -35,6 +35,7 @@ mod nip77;
 mod powercut;
 mod real_events;
 mod retention;
+mod slots;
 mod store_suite;
 mod upgrade;
 mod upkeep;
