@@ -319,8 +319,8 @@ mod tests {
         assert_eq!(read(&message::eose(&id, EoseHint::More), &id), Answer::Eose(Some("more".to_owned())));
         assert_eq!(read(&message::eose(&id, EoseHint::Unknown), &id), Answer::Eose(None));
         assert_eq!(read(&message::eose(&id, EoseHint::Finish), &other), Answer::Other);
-        assert_eq!(read(&message::count(&id, 7, true), &id), Answer::Count(7, true));
-        assert_eq!(read(&message::count(&id, 7, false), &id), Answer::Count(7, false));
+        assert_eq!(read(&message::count(&id, 7, true, None), &id), Answer::Count(7, true));
+        assert_eq!(read(&message::count(&id, 7, false, Some("00")), &id), Answer::Count(7, false));
         assert_eq!(read(&message::closed(&id, "error: x"), &id), Answer::Closed("error: x".to_owned()));
         assert_eq!(read(&message::notice("x"), &id), Answer::Other);
         assert_eq!(read("no JSON", &id), Answer::Other);

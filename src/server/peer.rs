@@ -303,8 +303,9 @@ impl Peer {
     /// Frames a page, and what follows it.
     pub fn page(&mut self, page: Page, frames: &mut Frames) -> AfterPage {
         self.queries = self.queries.saturating_sub(1);
-        if let PageEnd::Count { count, approximate } = page.end {
-            self.counted(page.serial, &message_of_count(count, approximate), frames);
+        if let PageEnd::Count { count, approximate, hll } = page.end {
+            let answer = |id: &SubscriptionId| message::count(id, count, approximate, hll.as_deref());
+            self.counted(page.serial, &answer, frames);
             return AfterPage::default();
         }
         let Some(index) = self.find(page.serial) else {
@@ -345,10 +346,6 @@ impl Peer {
             frames.text(&answer(&id));
         }
     }
-}
-
-fn message_of_count(count: u64, approximate: bool) -> impl Fn(&SubscriptionId) -> String {
-    move |id| message::count(id, count, approximate)
 }
 
 fn item_count(filters: &[Filter]) -> usize {
@@ -496,7 +493,7 @@ mod tests {
         let count = serial_of(peer.receive("[\"COUNT\",\"a\",{}]"));
         peer.receive("[\"CLOSE\",\"a\"]");
         peer.page(rows(new, &["1"], PageEnd::Failed("error: x")), &mut frames);
-        peer.page(rows(count, &[], PageEnd::Count { count: 1, approximate: false }), &mut frames);
+        peer.page(rows(count, &[], PageEnd::Count { count: 1, approximate: false, hll: None }), &mut frames);
         assert_eq!(read(&frames), [""; 0]);
         assert_eq!((peer.held_live_bytes, peer.queries), (0, 0));
     }
