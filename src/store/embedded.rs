@@ -350,7 +350,13 @@ impl Store for EmbeddedStore {
                 tracing::warn!("{error}; the next start reads the rest from the event log");
                 Ok(())
             }
-            closed => Ok(closed.map(drop)?),
+            closed => {
+                if closed? {
+                    // All is in the index, what opening counted again included.
+                    let _ = std::fs::remove_file(files.generation.rebuild_mark());
+                }
+                Ok(())
+            }
         }
     }
 }
