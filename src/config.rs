@@ -3,6 +3,7 @@
 //! The `sync.toml` at the top of the repository is built in and gives every default, so a user's file names only what
 //! it changes. Nothing here imports the rest of the crate, and nothing is looked up again after the start.
 
+mod access;
 mod check;
 mod ip_range;
 mod kind_range;
@@ -15,6 +16,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use access::{Access, PowRule};
 pub use ip_range::{IpRange, IpRangeError};
 pub use kind_range::{KindRange, KindRangeError};
 pub use memory::Memory;
@@ -44,6 +46,8 @@ pub struct Config {
     pub info: Info,
     /// What one client may cost.
     pub limits: Limits,
+    /// Who may read and write.
+    pub access: Access,
     /// The memory budget.
     pub memory: Memory,
     /// How the store works.

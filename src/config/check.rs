@@ -15,8 +15,11 @@ const HUNDRED_YEARS_SECS: u64 = 36_525 * DAY_SECS;
 
 /// Checks each number against its range, then numbers against each other.
 pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
-    for (key, value, range) in
-        limit_ranges(config).into_iter().chain(storage_ranges(config)).chain(retention_ranges(config))
+    for (key, value, range) in limit_ranges(config)
+        .into_iter()
+        .chain(storage_ranges(config))
+        .chain(retention_ranges(config))
+        .chain(access_ranges(config))
     {
         if !range.contains(&value) {
             let (low, high) = (range.start(), range.end());
@@ -29,6 +32,7 @@ pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
     check_budget(config)?;
     check_shares(config)?;
     check_rules(config)?;
+    super::access::check(config)?;
     check_relations(config)?;
     check_service_url(config)
 }
@@ -85,6 +89,10 @@ fn retention_ranges(config: &Config) -> Vec<Range> {
         ("retention.max_disk_mb", r.max_disk_mb, 0..=MIB * MIB),
         ("retention.max_age_days", r.max_age_days, 0..=AGE_DAYS_MAX),
     ]
+}
+
+fn access_ranges(config: &Config) -> Vec<Range> {
+    vec![("access.pow_min", config.access.pow_min.into(), 0..=super::access::POW_BITS_MAX.into())]
 }
 
 /// Every event that comes in is held against each rule, and each age is a walk of its own through the index.
@@ -270,7 +278,7 @@ mod tests {
             let value = line.split_once(" = ").map(|(_, value)| value);
             value.is_some_and(|value| value.parse::<u64>().is_ok())
         });
-        let ranges = limit_ranges(&config).len() + storage_ranges(&config).len() + retention_ranges(&config).len();
-        assert_eq!(numbers.count(), ranges);
+        let lists = [limit_ranges, storage_ranges, retention_ranges, access_ranges];
+        assert_eq!(numbers.count(), lists.iter().map(|list| list(&config).len()).sum::<usize>());
     }
 }
