@@ -6,7 +6,6 @@
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use super::StoreError;
 use super::dir::{DataDir, Generation, write_atomically};
@@ -97,11 +96,7 @@ pub(super) fn open(dir: &DataDir, options: &Options) -> Result<Opened, StoreErro
     if !counts_right {
         state.events = count_again(&index, &log, &state)?;
     }
-    Ok(Opened {
-        files: Files { log, index, bloom, generation, base: 0, exact_from: 0, retired: AtomicBool::new(false) },
-        state,
-        report,
-    })
+    Ok(Opened { files: Files::new(generation, log, index, bloom), state, report })
 }
 
 /// Makes an empty generation beside the current one, with room in its filter for `events`; see [`Log::create`].
@@ -115,7 +110,7 @@ pub(super) fn new_generation(
     let log = Log::create(&generation.log(), secp256k1::rand::random(), dictionary)?;
     let bloom = Arc::new(Bloom::with_capacity(events));
     let index = buffered(open_engine(&generation, options)?, &generation, &log, &bloom, options)?;
-    Ok(Files { log, index, bloom, generation, base: 0, exact_from: 0, retired: AtomicBool::new(false) })
+    Ok(Files::new(generation, log, index, bloom))
 }
 
 /// Calls `each` for every key in a range.
