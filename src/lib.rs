@@ -62,6 +62,7 @@
 //! that reader.
 
 pub mod cli;
+pub mod client;
 pub mod config;
 pub mod error;
 pub mod protocol;

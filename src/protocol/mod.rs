@@ -10,6 +10,7 @@ pub mod label;
 pub mod message;
 pub mod nip19;
 pub mod relay_info;
+pub mod relay_message;
 pub mod subscription;
 pub mod supersede;
 pub mod tag;

@@ -8,6 +8,7 @@ mod support;
 
 mod backup;
 mod cli;
+mod client_link;
 mod crash;
 mod ephemeral;
 mod fanout;
