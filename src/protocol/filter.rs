@@ -330,7 +330,7 @@ mod tests {
     fn filters_are_written_as_they_are_read() {
         let ids = format!(r#"{{"ids":["{}"],"authors":[],"limit":0}}"#, "0a".repeat(32));
         for text in
-            ["{}", &ids, r##"{"kinds":[0,65535],"#t":["a\"b","z"],"#L":["x"],"since":1,"until":18446744073709551615}"##]
+            ["{}", &ids, r##"{"kinds":[0,65535],"#L":["x"],"#t":["a\"b","z"],"since":1,"until":18446744073709551615}"##]
         {
             let filter = Filter::from_json(text).expect(text);
             assert_eq!(Filter::from_json(&filter.to_json()), Ok(filter), "{text}");
