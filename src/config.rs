@@ -7,6 +7,7 @@ mod check;
 mod ip_range;
 mod kind_range;
 mod read;
+mod sync;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 pub use ip_range::{IpRange, IpRangeError};
 pub use kind_range::{KindRange, KindRangeError};
 pub use read::{ConfigError, Origin};
+pub use sync::Sync;
 
 /// The built-in `sync.toml`: every key with its default, and the reason in a comment.
 pub const DEFAULTS: &str = include_str!("../sync.toml");
@@ -48,6 +50,8 @@ pub struct Config {
     pub storage: Storage,
     /// What is kept, and for how long.
     pub retention: Retention,
+    /// What reconciliation (NIP-77) may cost.
+    pub sync: Sync,
     /// Where these settings were read, for messages.
     #[serde(skip)]
     pub origin: Origin,

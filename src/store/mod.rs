@@ -32,8 +32,12 @@ use bytes::Bytes;
 
 use compact::{CompactReport, Pace};
 
+use crate::protocol::item::Item;
 use crate::protocol::supersede::Verdict;
 use crate::protocol::{Event, EventId, Filter, Kind, Verified, Visibility};
+
+/// Bytes of event JSON read in one call of [`Scan::items`] by stores that cannot do without.
+const ITEMS_PAGE_BYTES_MAX: usize = 1 << 20;
 
 /// A point in the order in which events were stored: each later event has a higher one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -125,6 +129,17 @@ pub trait Scan: Send {
     /// # Errors
     /// See [`StoreError`]; a record that cannot be read is skipped and logged, not an error.
     fn page(&mut self, budget: PageBudget, rows: &mut Vec<Row>) -> Result<Progress, StoreError>;
+
+    /// As [`Scan::page`], but gives only what reconciliation needs of the next matches. Works until `until`.
+    ///
+    /// # Errors
+    /// As [`Scan::page`].
+    fn items(&mut self, until: Instant, items: &mut Vec<Item>) -> Result<Progress, StoreError> {
+        let mut rows = Vec::new();
+        let progress = self.page(PageBudget { bytes_max: ITEMS_PAGE_BYTES_MAX, until }, &mut rows)?;
+        items.extend(rows.iter().map(|row| Item { created_at: row.created_at, id: row.id }));
+        Ok(progress)
+    }
 
     /// Counts on instead of returning rows; limits play no part, an event matched by several filters counts once.
     /// Returns what was counted since the last call.
