@@ -4,7 +4,10 @@
 //! [`backoff`] (time and chance). Never uses the server: a relay on this machine is reached like any other.
 
 pub mod backoff;
+pub mod cache;
 pub mod clock;
 pub mod dial;
+pub mod journal;
 pub mod keys;
 pub mod link;
+pub mod outbox;

@@ -29,6 +29,19 @@ pub const POINTS: &[&str] = &[
 pub const BACKUP_POINTS: &[&str] =
     &["backup.begin", "backup.stride", "backup.copied", "backup.in_force", "backup.erased", "backup.old_removed"];
 
+/// The points of a client's outbox.
+pub const CLIENT_POINTS: &[&str] = &[
+    "outbox.append",
+    "outbox.half_written",
+    "outbox.written",
+    "outbox.synced",
+    "outbox.cached",
+    "outbox.sent",
+    "outbox.answered",
+    "outbox.shortened",
+    "outbox.replaced",
+];
+
 #[cfg(debug_assertions)]
 mod enabled {
     use std::sync::OnceLock;
@@ -53,7 +66,7 @@ mod enabled {
     /// Whether the process is to end here, now.
     pub fn is_due(name: &str) -> bool {
         debug_assert!(
-            super::POINTS.iter().chain(super::BACKUP_POINTS).any(|point| *point == name),
+            super::POINTS.iter().chain(super::BACKUP_POINTS).chain(super::CLIENT_POINTS).any(|point| *point == name),
             "{name} is not in the list of points"
         );
         fault().is_some_and(|fault| fault.name == name && fault.left.fetch_sub(1, Ordering::Relaxed) == 1)
