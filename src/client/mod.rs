@@ -11,3 +11,4 @@ pub mod journal;
 pub mod keys;
 pub mod link;
 pub mod outbox;
+pub mod reconcile;
