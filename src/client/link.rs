@@ -137,6 +137,8 @@ pub struct Link {
     auth: Auth,
     /// Messages that came while something else was waited for.
     held: VecDeque<Incoming>,
+    /// Why it is over, once [`Link::ready`] has found that it is.
+    over: Option<LinkError>,
     to: mpsc::Sender<String>,
     from: mpsc::Receiver<Result<Incoming, LinkError>>,
     task: tokio::task::JoinHandle<()>,
@@ -172,7 +174,8 @@ impl Link {
         };
         let task = tokio::spawn(run(socket, outgoing, incoming, prover, *options));
         let (held, auth) = (VecDeque::new(), Auth::default());
-        let mut link = Link { url: url.clone(), about, clock_offset_ms, auth, held, to, from, task };
+        let url = url.clone();
+        let mut link = Link { url, about, clock_offset_ms, auth, held, over: None, to, from, task };
         if proves && link.about.supports(42) {
             link.wait_for_auth().await?;
         }
@@ -219,6 +222,20 @@ impl Link {
         }
     }
 
+    /// What has come already, if anything.
+    pub fn ready(&mut self) -> Option<Incoming> {
+        if let Some(incoming) = self.held.pop_front() {
+            return Some(incoming);
+        }
+        match self.from.try_recv().ok()? {
+            Ok(incoming) => Some(self.note(incoming)),
+            Err(error) => {
+                self.over = Some(error);
+                None
+            }
+        }
+    }
+
     /// As [`Link::next`], where the relay owes an answer.
     ///
     /// # Errors
@@ -234,13 +251,20 @@ impl Link {
     }
 
     async fn receive(&mut self) -> Result<Incoming, LinkError> {
+        if let Some(error) = &self.over {
+            return Err(error.clone());
+        }
         let incoming = self.from.recv().await.unwrap_or_else(|| Err(LinkError::Closed(String::new())))?;
+        Ok(self.note(incoming))
+    }
+
+    fn note(&mut self, incoming: Incoming) -> Incoming {
         match &incoming {
             Incoming::Authenticated => self.auth = Auth::Proven,
             Incoming::AuthRefused(reason) => self.auth = Auth::Refused(reason.clone()),
             Incoming::Message(_) => {}
         }
-        Ok(incoming)
+        incoming
     }
 
     async fn wait_for_auth(&mut self) -> Result<(), LinkError> {

@@ -5,10 +5,16 @@
 
 pub mod backoff;
 pub mod cache;
+mod catchup;
 pub mod clock;
 pub mod dial;
 pub mod journal;
 pub mod keys;
 pub mod link;
+pub mod links;
 pub mod outbox;
+pub mod profile;
 pub mod reconcile;
+pub mod routing;
+pub mod session;
+pub mod status;
