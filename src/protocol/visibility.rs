@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::bytes::PublicKey;
 use super::event::Fields;
+use super::filter::Filter;
 use super::kind::Kind;
 use super::label;
 use super::tag::TagLetter;
@@ -22,9 +23,23 @@ impl PrivateKinds {
         PrivateKinds(kinds.into_iter().collect())
     }
 
+    /// Each of them.
+    pub fn iter(&self) -> impl Iterator<Item = Kind> + '_ {
+        self.0.iter().cloned().flatten().map(Kind)
+    }
+
     /// Whether this kind is private.
     pub fn contains(&self, kind: Kind) -> bool {
         self.0.iter().any(|range| range.contains(&kind.0))
+    }
+
+    /// Whether a filter can match nothing but private events: it names private kinds only, or our label.
+    pub fn covers_all_of(&self, filter: &Filter) -> bool {
+        let names_our_label = filter.tags.iter().any(|condition| {
+            condition.letter == TagLetter::LABEL_NAMESPACE
+                && condition.values.iter().all(|value| **value == *label::NAMESPACE)
+        });
+        names_our_label || filter.kinds.as_ref().is_some_and(|kinds| kinds.iter().all(|kind| self.contains(*kind)))
     }
 
     /// Whether only those involved may read this event.
@@ -34,10 +49,10 @@ impl PrivateKinds {
 }
 
 /// What one reader may see. Cheap to clone.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Visibility(Option<Reader>);
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Reader {
     private: Arc<PrivateKinds>,
     keys: Arc<[PublicKey]>,
@@ -54,21 +69,33 @@ impl Visibility {
         Visibility(Some(Reader { private, keys }))
     }
 
+    /// What of this anybody sees.
+    pub fn public(&self) -> Self {
+        Visibility(
+            self.0.as_ref().map(|Reader { private, .. }| Reader { private: private.clone(), keys: Arc::default() }),
+        )
+    }
+
+    /// What is private and which keys the reader has proven; `None` for somebody who sees everything.
+    pub fn reader(&self) -> Option<(&PrivateKinds, &[PublicKey])> {
+        self.0.as_ref().map(|Reader { private, keys }| (&**private, &**keys))
+    }
+
     /// Whether the reader may see this event.
     pub fn allows(&self, event: &impl Fields) -> bool {
-        let Some(Reader { private, keys }) = &self.0 else {
-            return true;
-        };
-        !private.covers(event) || keys.iter().any(|key| is_involved(key, event))
+        self.0.as_ref().is_none_or(|reader| !reader.private.covers(event) || is_involved(&reader.keys, event))
+    }
+
+    /// As [`Visibility::allows`], for an event that is known to be private: who asks for many readers finds that out once.
+    pub fn allows_private(&self, event: &impl Fields) -> bool {
+        self.0.as_ref().is_none_or(|reader| is_involved(&reader.keys, event))
     }
 }
 
-/// Whether this key is the author or one that a `p` tag names.
-fn is_involved(key: &PublicKey, event: &impl Fields) -> bool {
-    event.pubkey() == key || {
-        let hex = key.to_hex();
-        event.has_tag(TagLetter::P, &mut |value| value == hex)
-    }
+/// Whether one of these keys is the author or one that a `p` tag names.
+fn is_involved(keys: &[PublicKey], event: &impl Fields) -> bool {
+    let is_among = |value: &str| PublicKey::from_hex(value).is_some_and(|key| keys.contains(&key));
+    !keys.is_empty() && (keys.contains(event.pubkey()) || event.has_tag(TagLetter::P, &mut |value| is_among(value)))
 }
 
 #[cfg(test)]

@@ -12,9 +12,12 @@ use std::time::{Duration, Instant};
 use super::outbox::{Outbox, Outgoing, Serial};
 use crate::config::Sync;
 use crate::protocol::Filter;
-use crate::protocol::item::Item;
-use crate::store::{Progress, Query, Scan, Store, StoreError};
-use crate::sync::reconcile::{Exchange, Failure, Malformed, Side, Step};
+use crate::protocol::item::{Item, Sum};
+use crate::store::{Progress, Query, Scan, Store, StoreError, Summed};
+use crate::sync::reconcile::{self, Bound, Exchange, Failure, Malformed, Set, Side, Step};
+
+/// A filter that matches more gets sums at the store; fewer are as quickly listed.
+const SUMMED_FROM_RECORDS: usize = 4_096;
 
 /// How many events all negotiations together hold in memory.
 #[derive(Debug)]
@@ -83,8 +86,15 @@ pub struct Negotiation {
 /// The events that take part.
 enum Records {
     New(Query),
-    Gathering { scan: Box<dyn Scan>, items: Vec<Item> },
+    Gathering {
+        scan: Box<dyn Scan>,
+        items: Vec<Item>,
+        /// The question, until it was asked whether the store can keep sums for it.
+        query: Option<Query>,
+    },
     Listed(Vec<Item>),
+    /// Compared by sums that the store keeps; each message may have something more to sum up first.
+    Summed(Box<dyn Summed>),
 }
 
 /// How a message was answered.
@@ -203,7 +213,10 @@ impl Negotiation {
             Err(refused) => refused,
         };
         let (text, records_max) = self.told(&refused);
-        push_over(&self.outbox, self.serial, text, records_max);
+        let (outbox, serial) = (self.outbox.clone(), self.serial);
+        // First its share in the budget: who is told to try again may do so at once.
+        drop(self);
+        push_over(&outbox, serial, text, records_max);
         None
     }
 
@@ -213,34 +226,71 @@ impl Negotiation {
                 Exchange::new(Side::Responder, std::mem::take(&mut self.message), self.limits.frame_bytes_max());
             self.exchange = Some(exchange.map_err(Refused::Malformed)?);
         }
-        if let Records::New(query) = &self.records {
-            let scan = store.scan(query.clone()).map_err(Refused::Store)?;
-            self.records = Records::Gathering { scan, items: Vec::new() };
+        if self.prepare(store, until)? == Step::More {
+            return Ok(Step::More);
         }
-        if let Records::Gathering { scan, items } = &mut self.records {
+        let exchange = self.exchange.as_mut().expect("it was just made");
+        match &mut self.records {
+            Records::Listed(items) => exchange_until(exchange, items, until, |never| match never {}),
+            Records::Summed(summed) => exchange_until(exchange, &mut BySums(&mut **summed), until, Refused::Store),
+            Records::New(_) | Records::Gathering { .. } => unreachable!("preparing ends with one of the others"),
+        }
+    }
+
+    /// Has the events that take part at hand, or their sums.
+    fn prepare(&mut self, store: &dyn Store, until: Instant) -> Result<Step, Refused> {
+        if let Records::New(query) = &self.records {
+            let summed = store.summed(query, false).map_err(Refused::Store)?;
+            self.records = match summed {
+                Some(summed) => Records::Summed(summed),
+                None => {
+                    let scan = store.scan(query.clone()).map_err(Refused::Store)?;
+                    Records::Gathering { scan, items: Vec::new(), query: Some(query.clone()) }
+                }
+            };
+        }
+        if let Records::Gathering { scan, items, query } = &mut self.records {
             let progress = scan.items(until, items).map_err(Refused::Store)?;
-            if items.len() > self.limits.session_records_max {
-                return Err(Refused::TooMany);
+            let is_large = progress == Progress::Paused && items.len() >= SUMMED_FROM_RECORDS;
+            let summed = match query.take_if(|_| is_large) {
+                Some(query) => store.summed(&query, true).map_err(Refused::Store)?,
+                None => None,
+            };
+            match summed {
+                Some(summed) => self.records = Records::Summed(summed),
+                None => return self.gathered(progress),
             }
-            if !self.share.grow(items.capacity().min(self.limits.session_records_max)) {
-                return Err(Refused::NoRoom);
-            }
+        }
+        if let Records::Summed(summed) = &mut self.records {
+            let progress = summed.prepare(until).map_err(Refused::Store)?;
+            let held = summed.held();
+            self.hold(held, held)?;
             if progress == Progress::Paused {
+                // What is summed up stays so, for all who ask: this time is well spent, and has an end.
+                self.worked = Duration::ZERO;
                 return Ok(Step::More);
             }
+        }
+        Ok(Step::Done)
+    }
+
+    /// Takes in what was gathered so far.
+    fn gathered(&mut self, progress: Progress) -> Result<Step, Refused> {
+        let Records::Gathering { items, .. } = &mut self.records else { return Ok(Step::Done) };
+        let (held, reserved) = (items.len(), items.capacity());
+        if progress != Progress::Paused {
             self.records = Records::Listed(in_order(std::mem::take(items)));
         }
-        let (Records::Listed(items), Some(exchange)) = (&mut self.records, &mut self.exchange) else {
-            unreachable!("both were just made");
-        };
-        loop {
-            match exchange.step(items) {
-                Ok(Step::More) if Instant::now() < until => {}
-                Ok(step) => return Ok(step),
-                Err(Failure::Malformed(malformed)) => return Err(Refused::Malformed(malformed)),
-                Err(Failure::Set(never)) => match never {},
-            }
+        self.hold(held, reserved)?;
+        Ok(if progress == Progress::Paused { Step::More } else { Step::Done })
+    }
+
+    /// Refuses more events than one negotiation or all together may hold.
+    fn hold(&mut self, records: usize, reserved: usize) -> Result<(), Refused> {
+        if records > self.limits.session_records_max {
+            return Err(Refused::TooMany);
         }
+        if self.share.grow(reserved.min(self.limits.session_records_max)) { Ok(()) } else { Err(Refused::NoRoom) }
     }
 
     fn answer(mut self: Box<Self>) {
@@ -271,6 +321,50 @@ impl Negotiation {
             }
             Refused::Abandoned => (String::new(), None),
         }
+    }
+}
+
+/// Answers range by range until the time is up.
+fn exchange_until<S: Set>(
+    exchange: &mut Exchange,
+    set: &mut S,
+    until: Instant,
+    failed: impl Fn(S::Error) -> Refused,
+) -> Result<Step, Refused> {
+    loop {
+        match exchange.step(set) {
+            Ok(Step::More) if Instant::now() < until => {}
+            Ok(step) => return Ok(step),
+            Err(Failure::Malformed(malformed)) => return Err(Refused::Malformed(malformed)),
+            Err(Failure::Set(error)) => return Err(failed(error)),
+        }
+    }
+}
+
+/// The store's sums as the machine asks for them.
+struct BySums<'s>(&'s mut dyn Summed);
+
+impl Set for BySums<'_> {
+    type Error = StoreError;
+
+    fn sum(&mut self, from: &Item, to: &Item) -> Result<Sum, StoreError> {
+        self.0.sum(from, to)
+    }
+
+    fn items(&mut self, from: &Item, to: &Item, max: usize, out: &mut Vec<Item>) -> Result<(), StoreError> {
+        self.0.items(from, to, max, out)
+    }
+
+    fn cuts(&mut self, from: &Item, to: &Item, parts: usize, out: &mut Vec<Bound>) -> Result<(), StoreError> {
+        let seconds = self.0.cuts(from, to, parts)?;
+        if seconds.is_empty() {
+            let mut items = Vec::new();
+            self.0.items(from, to, usize::MAX, &mut items)?;
+            out.extend(reconcile::cuts_of(&items, parts));
+        } else {
+            out.extend(seconds.into_iter().map(Bound::at));
+        }
+        Ok(())
     }
 }
 

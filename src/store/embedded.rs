@@ -24,7 +24,9 @@ use super::open;
 use super::quota::{Keeper, Rules};
 use super::scan::EmbeddedScan;
 use super::schema::{self, Place};
-use super::{Applied, Position, Query, Removal, Retained, Scan, Store, StoreError, StoreStats};
+use super::summed::EmbeddedSummed;
+use super::sums::Registry;
+use super::{Applied, Position, Query, Removal, Retained, Scan, Store, StoreError, StoreStats, Summed};
 
 /// What the embedded store is told at opening.
 #[derive(Clone)]
@@ -89,6 +91,8 @@ pub(super) struct Files {
     pub(super) index: BufferedIndex,
     pub(super) bloom: Arc<Bloom>,
     pub(super) generation: Generation,
+    /// Sums for reconciliation, made when asked for.
+    pub(super) sums: Registry,
     /// A record's [`Position`] is its offset plus this. It goes on where the generation before it ended.
     pub(super) base: i64,
     /// Records from this offset on have the [`Position`]s that they were given; those before were moved by compaction.
@@ -237,6 +241,12 @@ impl EmbeddedStore {
 }
 
 impl Files {
+    /// The files of a generation of which nothing was moved.
+    pub(super) fn new(log: Log, index: BufferedIndex, bloom: Arc<Bloom>, generation: Generation) -> Files {
+        let (sums, retired) = (Registry::default(), AtomicBool::new(false));
+        Files { log, index, bloom, generation, sums, base: 0, exact_from: 0, retired }
+    }
+
     /// The point behind everything in the log.
     pub(super) fn end(&self) -> Position {
         Position(self.log.end().saturating_add_signed(self.base))
@@ -323,6 +333,13 @@ impl Store for EmbeddedStore {
 
     fn scan(&self, query: Query) -> Result<Box<dyn Scan>, StoreError> {
         Ok(Box::new(EmbeddedScan::new(self.files(), query)))
+    }
+
+    fn summed(&self, query: &Query, make: bool) -> Result<Option<Box<dyn Summed>>, StoreError> {
+        let files = self.files();
+        let Some(sums) = files.sums.find(query, make) else { return Ok(None) };
+        let set = EmbeddedSummed::new(files, sums, query.clone());
+        Ok(set.map(|set| Box::new(set) as Box<dyn Summed>))
     }
 
     fn compact(&self, pace: &Pace<'_>) -> Result<Option<CompactReport>, StoreError> {

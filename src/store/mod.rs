@@ -22,6 +22,8 @@ pub mod repair;
 mod replay;
 mod scan;
 pub mod schema;
+mod summed;
+mod sums;
 #[cfg(test)]
 mod testing;
 pub mod verify;
@@ -32,7 +34,7 @@ use bytes::Bytes;
 
 use compact::{CompactReport, Pace};
 
-use crate::protocol::item::Item;
+use crate::protocol::item::{Item, Sum};
 use crate::protocol::supersede::Verdict;
 use crate::protocol::{Event, EventId, Filter, Kind, Verified, Visibility};
 
@@ -149,6 +151,38 @@ pub trait Scan: Send {
     fn count(&mut self, until: Instant) -> Result<(u64, Progress), StoreError>;
 }
 
+/// A set of events for reconciliation (NIP-77) that is compared by sums kept beforehand. Ranges are `from <= item < to`.
+/// It follows the store: what comes or goes between two calls may show in the later one.
+pub trait Summed: Send {
+    /// Works until `until` on what is still to be summed up; to be called before each message, until it is finished.
+    ///
+    /// # Errors
+    /// When the index cannot be read.
+    fn prepare(&mut self, until: Instant) -> Result<Progress, StoreError>;
+
+    /// Events that are held in memory for this reader.
+    fn held(&self) -> usize;
+
+    /// How many events lie in a range, and the sum of their ids.
+    ///
+    /// # Errors
+    /// As [`Summed::prepare`].
+    fn sum(&mut self, from: &Item, to: &Item) -> Result<Sum, StoreError>;
+
+    /// Appends the first `max` events of a range, in order.
+    ///
+    /// # Errors
+    /// As [`Summed::prepare`].
+    fn items(&mut self, from: &Item, to: &Item, max: usize, out: &mut Vec<Item>) -> Result<(), StoreError>;
+
+    /// Fewer than `parts` seconds strictly within a range, ascending, that cut it into parts of about the same size and
+    /// are cheap to sum up to; none where the events themselves are as cheap.
+    ///
+    /// # Errors
+    /// As [`Summed::prepare`].
+    fn cuts(&mut self, from: &Item, to: &Item, parts: usize) -> Result<Vec<u64>, StoreError>;
+}
+
 /// Why an event was taken out of the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Removal {
@@ -195,8 +229,12 @@ pub struct RetentionStats {
     pub used_up: bool,
     /// Events removed for their age or the quota since the start.
     pub evicted_events: u64,
-    /// Evictable events up to this `created_at` are refused, since the quota has evicted up to there; 0: none are.
+    /// Events of kinds that no rule names are refused up to this `created_at`, since the quota has evicted up to there;
+    /// 0: none are.
     pub evicted_up_to: u64,
+    /// The same for the kinds that rules name, which are evicted first.
+    #[serde(default)]
+    pub named_evicted_up_to: u64,
 }
 
 impl StoreStats {
@@ -315,6 +353,16 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// When the index cannot be read.
     fn scan(&self, query: Query) -> Result<Box<dyn Scan>, StoreError>;
+
+    /// The set that a query with one filter and no limit asks for, from sums kept up to date with every write; `None`
+    /// where there are none for such a filter. With `make` they are made where they can be, which takes reading all
+    /// that matches once; without, only what is there already is given.
+    ///
+    /// # Errors
+    /// When the index cannot be read.
+    fn summed(&self, _query: &Query, _make: bool) -> Result<Option<Box<dyn Summed>>, StoreError> {
+        Ok(None)
+    }
 
     /// Frees what removed events take on the disk, beside reads and writes; `None` where there is nothing to do that
     /// for. Takes long: for a thread of its own.

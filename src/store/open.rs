@@ -6,7 +6,6 @@
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use super::StoreError;
 use super::dir::{DataDir, Generation, write_atomically};
@@ -90,11 +89,7 @@ pub(super) fn open(dir: &DataDir, options: &Options) -> Result<Opened, StoreErro
     }
     replay(&log, &index, &bloom, meta.indexed_up_to, options, &mut report)?;
     let state = WriterState::load(&index)?;
-    Ok(Opened {
-        files: Files { log, index, bloom, generation, base: 0, exact_from: 0, retired: AtomicBool::new(false) },
-        state,
-        report,
-    })
+    Ok(Opened { files: Files::new(log, index, bloom, generation), state, report })
 }
 
 /// Makes an empty generation beside the current one, with room in its filter for `events`; see [`Log::create`].
@@ -108,7 +103,7 @@ pub(super) fn new_generation(
     let log = Log::create(&generation.log(), secp256k1::rand::random(), dictionary)?;
     let bloom = Arc::new(Bloom::with_capacity(events));
     let index = buffered(open_engine(&generation, options)?, &generation, &log, &bloom, options)?;
-    Ok(Files { log, index, bloom, generation, base: 0, exact_from: 0, retired: AtomicBool::new(false) })
+    Ok(Files::new(log, index, bloom, generation))
 }
 
 /// Calls `each` for every key in a range.

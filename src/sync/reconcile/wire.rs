@@ -51,6 +51,11 @@ impl Bound {
     /// Behind everything.
     pub const END: Bound = Bound { at: Item::END, prefix_len: 0 };
 
+    /// At the beginning of a second.
+    pub fn at(created_at: u64) -> Bound {
+        Bound { at: Item::at(created_at), prefix_len: 0 }
+    }
+
     /// Exactly before an event.
     pub fn of(item: &Item) -> Bound {
         Bound { at: *item, prefix_len: 32 }
@@ -59,7 +64,7 @@ impl Bound {
     /// The shortest bound between two events that follow each other.
     pub fn between(before: &Item, item: &Item) -> Bound {
         if before.created_at != item.created_at {
-            return Bound { at: Item::at(item.created_at), prefix_len: 0 };
+            return Bound::at(item.created_at);
         }
         let shared = before.id.0.iter().zip(&item.id.0).take_while(|(a, b)| a == b).count();
         let prefix_len = (shared + 1).min(32);
