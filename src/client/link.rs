@@ -473,7 +473,7 @@ impl Prover {
             let proof = keys.sign(Kind::CLIENT_AUTH, now_ms / 1000, tags, String::new());
             let json = std::str::from_utf8(&proof.canonical().json).expect("canonical JSON is text");
             // A relay that sends challenges faster than we can answer them gets none for some.
-            if control.try_send(Message::text(message::auth(json))).is_ok() {
+            if control.try_send(Message::text(message::auth_answer(json))).is_ok() {
                 self.waiting.push(proof.id);
             }
         }

@@ -164,7 +164,7 @@ pub fn publish(event_json: &str) -> String {
 }
 
 /// `["AUTH", event]`, as a client answers a challenge (NIP-42).
-pub fn auth(event_json: &str) -> String {
+pub fn auth_answer(event_json: &str) -> String {
     array("AUTH", &[Part::Raw(event_json)])
 }
 

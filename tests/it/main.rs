@@ -9,6 +9,7 @@ mod support;
 mod backup;
 mod cli;
 mod client_link;
+mod client_sync;
 mod crash;
 mod ephemeral;
 mod fanout;

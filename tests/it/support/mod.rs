@@ -2,6 +2,7 @@
 
 pub mod binary;
 pub mod client;
+pub mod device;
 pub mod fake;
 pub mod paths;
 pub mod reference;
@@ -11,6 +12,7 @@ pub mod stores;
 
 pub use binary::Binary;
 pub use client::Client;
+pub use device::Device;
 pub use fake::Fake;
 pub use reference::Reference;
 pub use relay::Relay;
