@@ -23,6 +23,7 @@ use super::backoff::Backoff;
 use super::clock::World;
 use super::dial::{About, Bytes, RelayUrl};
 use super::keys::Keys;
+use crate::config::{self, Config};
 use crate::protocol::relay_message::RelayMessage;
 use crate::protocol::{EventId, Kind, Tags, message};
 
@@ -60,16 +61,23 @@ pub struct LinkOptions {
 }
 
 impl Default for LinkOptions {
+    /// The settings' defaults.
     fn default() -> Self {
+        LinkOptions::from(&Config::default().client)
+    }
+}
+
+impl From<&config::Client> for LinkOptions {
+    fn from(client: &config::Client) -> Self {
         LinkOptions {
-            connect_timeout: Duration::from_secs(15),
-            idle_ping: Duration::from_secs(30),
-            idle_timeout: Duration::from_secs(90),
-            answer_timeout: Duration::from_secs(60),
-            reconnect_first: Duration::from_millis(500),
-            reconnect_max: Duration::from_secs(60),
-            message_bytes_max: 2 * 1024 * 1024,
-            queue_messages_max: 32,
+            connect_timeout: Duration::from_millis(client.connect_timeout_ms),
+            idle_ping: Duration::from_secs(client.idle_ping_secs),
+            idle_timeout: Duration::from_secs(client.idle_timeout_secs),
+            answer_timeout: Duration::from_secs(client.answer_timeout_secs),
+            reconnect_first: Duration::from_millis(client.reconnect_first_ms),
+            reconnect_max: Duration::from_millis(client.reconnect_max_ms),
+            message_bytes_max: client.message_bytes_max,
+            queue_messages_max: client.queue_messages_max,
         }
     }
 }
