@@ -13,6 +13,7 @@ pub mod message;
 pub mod nip19;
 pub mod pow;
 pub mod relay_info;
+pub mod relay_message;
 pub mod slot;
 pub mod subscription;
 pub mod supersede;

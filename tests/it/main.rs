@@ -8,6 +8,8 @@ mod support;
 
 mod backup;
 mod cli;
+mod client_link;
+mod client_sync;
 mod crash;
 mod ephemeral;
 mod fanout;
