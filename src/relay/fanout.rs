@@ -156,7 +156,7 @@ impl Registry {
     fn dispatch(&mut self, batch: Epoch, event: &Verified<Event>) -> usize {
         self.events_dispatched += 1;
         let (number, slots, index) = (self.events_dispatched, &mut self.slots, &self.index);
-        let is_private = self.private.covers(&**event);
+        let audience = self.private.audience(&**event);
         let mut delivered = 0;
         let mut ask = |slot: u32| {
             let subscription = slots[slot as usize].as_mut().expect("terms name slots that are taken");
@@ -164,7 +164,7 @@ impl Registry {
                 return;
             }
             subscription.asked = number;
-            let may_see = !is_private || subscription.visible.allows_private(&**event);
+            let may_see = audience.as_ref().is_none_or(|audience| subscription.visible.is_among(audience));
             if may_see && subscription.filters.iter().any(|filter| filter.matches(&**event)) {
                 let json = event.canonical().json.clone();
                 subscription.outbox.push(Outgoing::Live { serial: subscription.serial, json });
