@@ -45,8 +45,9 @@
 //!
 //! # The walk of a REQ
 //!
-//! `server::peer` checks caps → `relay::fanout` registers the subscription and says up to which point the store has
-//! everything that will not come live → `relay::query` reads up to that point, page by page, a time slice at a time;
+//! `server::peer` checks caps and asks [`auth::Gate`] whether authentication is missing → `relay::fanout` registers the subscription and says up to which point the store has
+//! everything that will not come live → `relay::query` reads up to that point what the client may see
+//! ([`protocol::Visibility`]), page by page, a time slice at a time;
 //! the connection hands the rest of the query back when it has written a page → EOSE with NIP-67's hint → live events
 //! that were held meanwhile, then each as it is stored. Nothing comes twice and nothing is missed, without comparing
 //! ids: the point divides stored from live.
