@@ -9,6 +9,7 @@ mod ip_range;
 mod kind_range;
 mod memory;
 mod read;
+mod sync;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,7 @@ pub use ip_range::{IpRange, IpRangeError};
 pub use kind_range::{KindRange, KindRangeError};
 pub use memory::Memory;
 pub use read::{ConfigError, Origin};
+pub use sync::Sync;
 
 /// The built-in `sync.toml`: every key with its default, and the reason in a comment.
 pub const DEFAULTS: &str = include_str!("../sync.toml");
@@ -54,6 +56,8 @@ pub struct Config {
     pub storage: Storage,
     /// What is kept, and for how long.
     pub retention: Retention,
+    /// What reconciliation (NIP-77) may cost.
+    pub sync: Sync,
     /// Where these settings were read, for messages.
     #[serde(skip)]
     pub origin: Origin,

@@ -15,12 +15,7 @@ const HUNDRED_YEARS_SECS: u64 = 36_525 * DAY_SECS;
 
 /// Checks each number against its range, then numbers against each other.
 pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
-    for (key, value, range) in limit_ranges(config)
-        .into_iter()
-        .chain(storage_ranges(config))
-        .chain(retention_ranges(config))
-        .chain(access_ranges(config))
-    {
+    for (key, value, range) in all_ranges(config) {
         if !range.contains(&value) {
             let (low, high) = (range.start(), range.end());
             return Err(config.refuse(key, format!("must be from {low} to {high}, not {value}")));
@@ -38,6 +33,11 @@ pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
 }
 
 type Range = (&'static str, u64, RangeInclusive<u64>);
+
+fn all_ranges(config: &Config) -> Vec<Range> {
+    let lists = [limit_ranges, storage_ranges, retention_ranges, access_ranges, sync_ranges];
+    lists.iter().flat_map(|list| list(config)).collect()
+}
 
 fn limit_ranges(config: &Config) -> Vec<Range> {
     let l = &config.limits;
@@ -88,6 +88,18 @@ fn retention_ranges(config: &Config) -> Vec<Range> {
     vec![
         ("retention.max_disk_mb", r.max_disk_mb, 0..=MIB * MIB),
         ("retention.max_age_days", r.max_age_days, 0..=AGE_DAYS_MAX),
+    ]
+}
+
+fn sync_ranges(config: &Config) -> Vec<Range> {
+    let s = &config.sync;
+    vec![
+        ("sync.sessions_max", s.sessions_max as u64, 0..=1_000),
+        ("sync.session_records_max", s.session_records_max as u64, 0..=100_000_000),
+        ("sync.records_max", s.records_max as u64, 0..=1_000_000_000),
+        ("sync.session_idle_secs", s.session_idle_secs, 1..=DAY_SECS),
+        // The smallest message of the protocol, in hex.
+        ("sync.message_bytes_max", s.message_bytes_max as u64, 8 * KIB..=8 * MIB),
     ]
 }
 
@@ -278,7 +290,6 @@ mod tests {
             let value = line.split_once(" = ").map(|(_, value)| value);
             value.is_some_and(|value| value.parse::<u64>().is_ok())
         });
-        let lists = [limit_ranges, storage_ranges, retention_ranges, access_ranges];
-        assert_eq!(numbers.count(), lists.iter().map(|list| list(&config).len()).sum::<usize>());
+        assert_eq!(numbers.count(), all_ranges(&config).len());
     }
 }

@@ -7,6 +7,7 @@ pub mod clock;
 pub mod fanout;
 pub mod ingest;
 pub mod maintenance;
+pub mod negotiation;
 pub mod outbox;
 pub mod query;
 pub mod sweeper;
@@ -21,6 +22,7 @@ pub use clock::Clock;
 use fanout::Fanout;
 use ingest::{Ingest, Rejection, Sender};
 use maintenance::Maintenance;
+use negotiation::{Budget, Negotiation, Opening};
 use outbox::{Outbox, Serial};
 use query::{Job, Queries};
 use writer::{Submission, Writer};
@@ -29,7 +31,7 @@ use crate::auth::Gate;
 use crate::config::Config;
 use crate::protocol::{Event, Filter, Verified, Visibility};
 use crate::store::compact::CompactReport;
-use crate::store::{Store, StoreError, StoreStats};
+use crate::store::{Query, Store, StoreError, StoreStats, Wanted};
 
 /// Locks; a panic elsewhere while holding the lock is no reason to stop serving, since no guarded state here is left
 /// half changed by code that can panic.
@@ -47,6 +49,7 @@ pub struct Relay {
     fanout: Arc<Fanout>,
     writer: Writer,
     queries: Queries,
+    negotiable: Arc<Budget>,
     maintenance: Maintenance,
     connections: AtomicU64,
 }
@@ -78,7 +81,8 @@ impl Relay {
         let maintenance = Maintenance::start(store.clone(), &config.storage)?;
         let ingest = Ingest::new(config.clone(), store.clone());
         let connections = AtomicU64::new(0);
-        Ok(Relay { config, store, clock, gate, ingest, fanout, writer, queries, maintenance, connections })
+        let negotiable = Budget::new(config.sync.records_max);
+        Ok(Relay { config, store, clock, gate, ingest, fanout, writer, queries, negotiable, maintenance, connections })
     }
 
     /// The settings.
@@ -132,6 +136,22 @@ impl Relay {
     /// Counts stored events; the answer comes in a page without rows.
     pub fn count(&self, outbox: &Arc<Outbox>, serial: Serial, filters: Vec<Filter>, visible: Visibility) {
         self.queries.begin(Job::count(outbox, serial, filters, visible, self.clock.now()));
+    }
+
+    /// Opens a reconciliation (NIP-77); the answer to its first message comes through the outbox.
+    pub fn negotiate(&self, outbox: &Arc<Outbox>, mut opening: Opening, visible: Visibility) {
+        let limit =
+            opening.filter.limit.take().map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
+        let wanted = Wanted { filter: opening.filter.clone(), limit, whole_seconds: false };
+        let now = self.clock.now();
+        let query = Query { wanted: vec![wanted], now, before: None, visible };
+        let limits = &self.config.sync;
+        self.queries.negotiate(Negotiation::open(outbox, opening, query, limits, &self.negotiable));
+    }
+
+    /// Has the next message of a reconciliation answered.
+    pub fn go_on(&self, negotiation: Box<Negotiation>) {
+        self.queries.negotiate(negotiation);
     }
 
     /// Compacts the store on the calling thread; see [`Maintenance::compact`].

@@ -8,6 +8,7 @@ pub mod control;
 pub mod frames;
 pub mod http;
 pub mod idle;
+pub mod negotiations;
 pub mod peer;
 pub mod places;
 #[cfg(test)]

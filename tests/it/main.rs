@@ -31,6 +31,8 @@ mod nip45;
 mod nip62;
 mod nip67;
 mod nip70;
+mod nip77;
+mod operator;
 mod powercut;
 mod real_events;
 mod retention;
