@@ -56,7 +56,9 @@
 //!
 //! A log whose last write may be torn: it is cut off at the next start. An index that reaches up to some offset of the
 //! log: the rest is replayed. Bytes that a deletion promised to erase: the removal in the log names them, and they are
-//! erased at the next start. A generation that was being written by compaction: `CURRENT` still names the old one.
+//! erased at the next start. A generation that was being written by compaction: `CURRENT` still names the old one. An
+//! index that was being rebuilt: the rebuilding goes on where the last run of it ended, and events are counted again. A
+//! request to vanish of a large author that was broken off half-way: not stored, so it is sent again and does the rest.
 //!
 //! # Threads
 //!

@@ -36,6 +36,7 @@ mod operator;
 mod powercut;
 mod real_events;
 mod retention;
+mod small_machine;
 mod store_suite;
 mod upgrade;
 mod upkeep;
