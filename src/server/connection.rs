@@ -277,9 +277,11 @@ impl Connection {
     }
 
     fn authenticate(&mut self, event: Event) {
-        let answer = self.peer.authenticate(event, self.relay.now());
+        let (answer, sees_more) = self.peer.authenticate(event, self.relay.now());
         self.frames().text(&answer);
-        self.relay.widen(&self.outbox, self.peer.serials(), &self.peer.visible());
+        if sees_more {
+            self.relay.widen(&self.outbox, self.peer.serials(), &self.peer.visible());
+        }
     }
 
     fn publish(&mut self, event: Event) {

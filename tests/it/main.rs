@@ -39,6 +39,7 @@ mod powercut;
 mod real_events;
 mod retention;
 mod slots;
+mod small_machine;
 mod store_suite;
 mod upgrade;
 mod upkeep;

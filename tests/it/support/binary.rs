@@ -121,9 +121,7 @@ impl Binary {
 
     /// Starts `serve` on a free port and waits until it listens.
     pub fn serve(&self) -> Serving {
-        let mut command = self.command(&["serve", "--listen", "127.0.0.1:0"]);
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
-        Serving::wait(child.expect("the binary is built"))
+        Serving::start(self.command(&["serve", "--listen", "127.0.0.1:0"]))
     }
 }
 
@@ -135,6 +133,12 @@ pub struct Serving {
 }
 
 impl Serving {
+    /// Starts a command that serves and waits until it listens.
+    pub fn start(mut command: Command) -> Serving {
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
+        Serving::wait(child.expect("the binary is built"))
+    }
+
     fn wait(mut child: Child) -> Serving {
         let (lines, stderr) = channel();
         let pipe = BufReader::new(child.stderr.take().expect("it is piped"));
