@@ -152,7 +152,7 @@ mod tests {
         let closed = RelayMessage::Closed { id: "s".to_owned(), text: "error: x".to_owned() };
         assert_eq!(of(&message::closed(&id, "error: x")), closed);
         let count = RelayMessage::Count { id: "s".to_owned(), count: 7, approximate: true };
-        assert_eq!(of(&message::count(&id, 7, true)), count);
+        assert_eq!(of(&message::count(&id, 7, true, None)), count);
         assert_eq!(of(&message::notice("x")), RelayMessage::Notice("x".to_owned()));
         assert_eq!(of(r#"["AUTH","abc"]"#), RelayMessage::Auth("abc".to_owned()));
         let neg = RelayMessage::NegErr { id: "n".to_owned(), text: "blocked: 500000".to_owned() };

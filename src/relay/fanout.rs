@@ -23,6 +23,7 @@ use std::sync::{Arc, Mutex};
 
 use super::lock;
 use super::outbox::{Outbox, Outgoing, Serial};
+use crate::protocol::slot;
 use crate::protocol::visibility::PrivateKinds;
 use crate::protocol::{Event, Filter, Verified, Visibility};
 use crate::store::Position;
@@ -157,6 +158,8 @@ impl Registry {
         self.events_dispatched += 1;
         let (number, slots, index) = (self.events_dispatched, &mut self.slots, &self.index);
         let is_private = self.private.covers(&**event);
+        let is_settings = slot::is_version(&**event);
+        let asks = |filter: &Filter| filter.matches(&**event) && (!is_settings || slot::is_asked_for(filter));
         let mut delivered = 0;
         let mut ask = |slot: u32| {
             let subscription = slots[slot as usize].as_mut().expect("terms name slots that are taken");
@@ -165,7 +168,7 @@ impl Registry {
             }
             subscription.asked = number;
             let may_see = !is_private || subscription.visible.allows_private(&**event);
-            if may_see && subscription.filters.iter().any(|filter| filter.matches(&**event)) {
+            if may_see && subscription.filters.iter().any(asks) {
                 let json = event.canonical().json.clone();
                 subscription.outbox.push(Outgoing::Live { serial: subscription.serial, json });
                 delivered += 1;

@@ -293,6 +293,7 @@ impl Loop {
             reply.push(Outgoing::Answer(text));
         }
         for (_, event, outcome) in batch.in_order(&outcomes, now) {
+            // A former version of settings is stored, and news to nobody.
             if matches!(outcome, Outcome::Judged(Verdict::Store) | Outcome::Passed) {
                 self.fanout.dispatch(epoch, event);
             }

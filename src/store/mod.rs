@@ -9,6 +9,7 @@ pub mod damage;
 pub mod dir;
 pub mod embedded;
 pub mod fault;
+mod files;
 pub mod index;
 pub mod log;
 pub mod memory;
@@ -306,7 +307,8 @@ pub trait Store: Send + Sync {
     ///
     /// # Errors
     /// Nothing of the batch is stored or visible then, except what stands before a request to vanish in it: that part is
-    /// a write of its own. Sending the batch again does no harm.
+    /// a write of its own, and a part of what the request takes out may be gone already. Sending the batch again does no
+    /// harm.
     fn apply(&self, batch: &[Verified<Event>], now: u64) -> Result<Applied, StoreError>;
 
     /// Takes events out by id, durably; unknown ids are passed over. Returns how many were there. One caller at a

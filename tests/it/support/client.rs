@@ -10,6 +10,7 @@ use sledge::protocol::Event;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error, Message};
 
@@ -57,11 +58,16 @@ impl Client {
 
     /// Connects to `addr` in the belief that it is `url`.
     pub async fn connect_as(addr: SocketAddr, url: &str) -> Client {
+        Client::connect_with(addr, url).await
+    }
+
+    /// Connects to `addr` with this request.
+    pub async fn connect_with(addr: SocketAddr, request: impl IntoClientRequest + Unpin) -> Client {
         let stream = soon("the connection", TcpStream::connect(addr)).await.expect("the relay listens");
         stream.set_nodelay(true).expect("a socket option");
         // The tests send frames that are too large on purpose; only the relay's limits are under test.
         let config = WebSocketConfig::default().max_message_size(None).max_frame_size(None);
-        let handshake = tokio_tungstenite::client_async_with_config(url, stream, Some(config));
+        let handshake = tokio_tungstenite::client_async_with_config(request, stream, Some(config));
         let (mut socket, _) = soon("the handshake", handshake).await.expect("the relay speaks WebSocket");
         // A relay that is killed at this moment says nothing; the test will notice.
         let greeting = match soon("the challenge", socket.next()).await {
