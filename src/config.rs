@@ -9,6 +9,7 @@ mod client;
 mod ip_range;
 mod kind_range;
 mod memory;
+mod mirror;
 mod read;
 mod sync;
 
@@ -23,6 +24,7 @@ pub use client::Client;
 pub use ip_range::{IpRange, IpRangeError};
 pub use kind_range::{KindRange, KindRangeError};
 pub use memory::Memory;
+pub use mirror::{Direction, Mirror};
 pub use read::{ConfigError, Origin};
 pub use sync::Sync;
 
@@ -44,6 +46,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// WebSocket URL under which clients reach this relay; empty when unknown.
     pub service_url: String,
+    /// Other relays with which this one is kept equal.
+    pub mirror: Vec<Mirror>,
     /// What is logged, and how.
     pub log: Log,
     /// What the relay tells about itself (NIP-11).

@@ -2,6 +2,7 @@
 
 use std::io::{ErrorKind, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,11 +11,15 @@ use clap::Args;
 use rustix::process::{Resource, getrlimit, setrlimit};
 
 use super::interrupt::Interrupt;
-use super::store;
-use crate::config::Config;
+use super::{store, sync};
+use crate::client::clock::World;
+use crate::client::link::LinkOptions;
+use crate::client::mirrors::{Mirror, Mirrors};
+use crate::config::{self, Config};
 use crate::error::Error;
 use crate::relay::Clock;
 use crate::server::Server;
+use crate::server::control::SyncRequest;
 use crate::store::Store;
 use crate::store::embedded::EmbeddedStore;
 
@@ -44,6 +49,7 @@ pub fn run(args: &ServeArgs, mut config: Config) -> Result<ExitCode, Error> {
     if let Some(listen) = args.listen {
         config.listen = listen;
     }
+    let mirrors = mirrors(&config)?;
     let config = Arc::new(config);
     raise_open_files(config.limits.connections_max as u64 + OTHER_FILES);
     let opened = store::open_or_create(&config)?;
@@ -56,12 +62,17 @@ pub fn run(args: &ServeArgs, mut config: Config) -> Result<ExitCode, Error> {
         .enable_all()
         .build()
         .map_err(|error| Error::Failed(format!("cannot start the relay's threads: {error}")))?;
-    let served = runtime.block_on(serve(&config, &opened, interrupt));
+    let served = runtime.block_on(serve(&config, &opened, mirrors, interrupt));
     runtime.shutdown_timeout(Duration::from_secs(1));
     served.map(|()| ExitCode::SUCCESS)
 }
 
-async fn serve(config: &Arc<Config>, opened: &Arc<EmbeddedStore>, mut interrupt: Interrupt) -> Result<(), Error> {
+async fn serve(
+    config: &Arc<Config>,
+    opened: &Arc<EmbeddedStore>,
+    mirrors: Vec<Mirror>,
+    mut interrupt: Interrupt,
+) -> Result<(), Error> {
     let store: Arc<dyn Store> = opened.clone();
     let server = Server::start(Arc::clone(config), store, Clock::system()).await;
     let mut server = server.map_err(|error| cannot_listen(config.listen, &error))?;
@@ -72,14 +83,29 @@ async fn serve(config: &Arc<Config>, opened: &Arc<EmbeddedStore>, mut interrupt:
     if let Err(error) = opened.describe_owner(&owner) {
         tracing::warn!(%error, "other commands will not find this relay");
     }
+    server.reach_out_by(Arc::new(sync::ByRelay { relay: server.relay().clone(), config: config.clone() }));
+    let options = LinkOptions::from(&config.client);
+    let mirrors = Mirrors::start(server.relay(), mirrors, options, &World::system());
     announce(server.addr());
     interrupt.wait().await;
+    mirrors.stop().await;
     tracing::info!("stopping; a second signal stops at once");
     let started = Instant::now();
     server.stop().await.map_err(|error| Error::Failed(format!("the last writes failed: {error}")))?;
     let stats = opened.stats();
     tracing::info!(events = stats.events, log_bytes = stats.log_bytes, took = ?started.elapsed(), "stopped");
     Ok(())
+}
+
+/// The relays that the settings name.
+fn mirrors(config: &Config) -> Result<Vec<Mirror>, Error> {
+    let mirror = |mirror: &config::Mirror| {
+        let key = Some(PathBuf::from(&mirror.key)).filter(|key| !key.as_os_str().is_empty());
+        let (url, filters) = (mirror.url.clone(), mirror.filters.clone());
+        let asked = SyncRequest { url, filters, direction: mirror.direction, private: mirror.private, key };
+        sync::mirror(&asked, config).map_err(|problem| config.refuse("mirror", problem).into())
+    };
+    config.mirror.iter().map(mirror).collect()
 }
 
 fn cannot_listen(addr: SocketAddr, error: &std::io::Error) -> Error {

@@ -10,6 +10,7 @@ pub mod maintenance;
 pub mod negotiation;
 pub mod outbox;
 pub mod query;
+pub mod side;
 pub mod sweeper;
 pub mod writer;
 
@@ -88,6 +89,11 @@ impl Relay {
     /// The settings.
     pub fn config(&self) -> &Arc<Config> {
         &self.config
+    }
+
+    /// What it stores.
+    pub(crate) fn store(&self) -> &Arc<dyn Store> {
+        &self.store
     }
 
     /// Who may read what.

@@ -8,6 +8,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +21,8 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 
 use super::Shared;
+use crate::config::Direction;
+use crate::relay::side::Moved;
 use crate::store::StoreStats;
 use crate::store::compact::CompactReport;
 
@@ -29,7 +32,7 @@ pub const FILE: &str = "control.sock";
 /// Connections at a time; more are closed at once.
 const PEERS_MAX: usize = 8;
 /// Bytes of a request line.
-const REQUEST_BYTES_MAX: u64 = 4 * 1024;
+const REQUEST_BYTES_MAX: u64 = 64 * 1024;
 /// From connecting to a complete request line, and for taking one line of an answer.
 const PEER_TIME_MAX: Duration = Duration::from_secs(5);
 /// Time between two lines of progress, which are also the sign of life.
@@ -38,7 +41,7 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 const LAST_ANSWERS_TIME_MAX: Duration = Duration::from_secs(1);
 
 /// What can be asked for, one JSON object on one line: `{"command":"status"}`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
     /// Free what removed events take on the disk, at the pace of a serving relay.
@@ -47,6 +50,33 @@ pub enum Request {
     Status,
     /// The secret by which a WebSocket connection is the operator's: as the `Authorization` header, see [`crate::auth::pass`].
     Pass,
+    /// Make this relay and another one equal, once.
+    Sync(SyncRequest),
+}
+
+/// What is to be made equal with which relay.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyncRequest {
+    /// The other relay.
+    pub url: String,
+    /// Filters as JSON.
+    pub filters: Vec<String>,
+    /// Which way events go.
+    pub direction: Direction,
+    /// Whether private and protected events go too.
+    pub private: bool,
+    /// File with the secret key that is proven to the other relay.
+    pub key: Option<PathBuf>,
+}
+
+/// What makes this relay equal with others. The client does, whom the server does not know.
+pub trait Equals: Send + Sync {
+    /// Makes it equal; `told` gets the figures as they grow. Ends early when dropped.
+    fn sync(
+        &self,
+        asked: SyncRequest,
+        told: watch::Sender<Moved>,
+    ) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send>>;
 }
 
 /// A line of an answer. Any number of `progress`, then one of the others.
@@ -64,6 +94,8 @@ pub enum Answer {
     Report(Option<CompactReport>),
     /// The figures.
     Status(Box<Status>),
+    /// What was moved.
+    Moved(Moved),
     /// The secret in text.
     Pass(String),
     /// Why there is no other answer.
@@ -161,6 +193,7 @@ async fn serve(socket: UnixStream, shared: Arc<Shared>) -> io::Result<()> {
     };
     match request {
         Request::Compact => compact(&mut write, shared).await,
+        Request::Sync(asked) => sync(&mut write, &shared, asked).await,
         Request::Pass => answer(&mut write, &Answer::Pass(shared.http.pass().text())).await,
         Request::Status => {
             // The writer may hold the figures for as long as a disk takes.
@@ -197,6 +230,29 @@ async fn compact(write: &mut OwnedWriteHalf, shared: Arc<Shared>) -> io::Result<
             },
             _ = every.tick() => {
                 let (done, total) = *progress.borrow();
+                answer(write, &Answer::Progress { done, total }).await?;
+            }
+        }
+    };
+    answer(write, &last).await
+}
+
+/// Makes the relay equal with another one. When the peer goes away it ends: a second command goes on with it.
+async fn sync(write: &mut OwnedWriteHalf, shared: &Shared, asked: SyncRequest) -> io::Result<()> {
+    let Some(equals) = shared.equals.get() else {
+        return answer(write, &Answer::Error("this relay does not reach out to others".to_owned())).await;
+    };
+    let (told, moved) = watch::channel(Moved::default());
+    let mut work = equals.sync(asked, told);
+    let mut every = tokio::time::interval(PROGRESS_EVERY);
+    let last = loop {
+        tokio::select! {
+            result = &mut work => match result {
+                Ok(()) => break Answer::Moved(*moved.borrow()),
+                Err(error) => break Answer::Error(error),
+            },
+            _ = every.tick() => {
+                let (done, total) = moved.borrow().progress();
                 answer(write, &Answer::Progress { done, total }).await?;
             }
         }

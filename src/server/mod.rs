@@ -19,7 +19,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
@@ -32,7 +32,7 @@ use crate::relay::outbox::Outbox;
 use crate::relay::{Clock, Relay};
 use crate::store::Store;
 use connection::Connection;
-use control::{Control, Status};
+use control::{Control, Equals, Status};
 use http::Http;
 use places::Place;
 
@@ -55,6 +55,8 @@ struct Shared {
     relay: Arc<Relay>,
     started: Instant,
     http: Http,
+    /// What makes this relay equal with others, once it is there.
+    equals: OnceLock<Arc<dyn Equals>>,
     /// The connections that have shaken hands.
     open: Mutex<HashMap<u64, Arc<Outbox>>>,
 }
@@ -72,6 +74,7 @@ impl Server {
             relay: Arc::new(relay),
             started: Instant::now(),
             http: Http::new(config),
+            equals: OnceLock::new(),
             open: Mutex::default(),
         });
         let (stop, stopping) = watch::channel(false);
@@ -87,6 +90,17 @@ impl Server {
     pub fn listen_for_commands(&mut self, dir: &Path) -> io::Result<()> {
         self.control = Some(Control::start(dir, self.shared.clone(), self.stop.subscribe())?);
         Ok(())
+    }
+
+    /// The relay that is served.
+    pub fn relay(&self) -> &Arc<Relay> {
+        &self.shared.relay
+    }
+
+    /// From now on the operator's command to make this relay equal with another one is carried out by this. Only the
+    /// first call counts.
+    pub fn reach_out_by(&self, equals: Arc<dyn Equals>) {
+        let _ = self.shared.equals.set(equals);
     }
 
     /// The address that is listened on.
