@@ -48,6 +48,8 @@ impl Sending {
 #[derive(Debug, PartialEq, Eq)]
 enum Answered {
     Taken,
+    /// It has it already, or something that is as good.
+    Known,
     Unwanted,
     /// Later.
     Again,
@@ -57,6 +59,7 @@ enum Answered {
 
 fn read_answer(accepted: bool, text: &str, retries: u32) -> Answered {
     match prefix(text) {
+        "duplicate" if accepted => Answered::Known,
         _ if accepted => Answered::Taken,
         "rate-limited" | "error" if retries < RETRIES_MAX => Answered::Again,
         "auth-required" => Answered::Unproven,
@@ -67,7 +70,7 @@ fn read_answer(accepted: bool, text: &str, retries: u32) -> Answered {
 impl Stream {
     /// Gives the other relay what it lacks, oldest first.
     pub(super) async fn upload(&mut self, mut have: Vec<Item>) -> Result<(), StreamError> {
-        have.retain(|item| !self.memory.unwanted.contains(&item.id));
+        have.retain(|item| !self.memory.unwanted.contains(&item.id) && !self.memory.recent.contains(&item.id));
         have.sort_unstable();
         for part in have.chunks(UPLOAD_EVENTS) {
             let rows = self.side.events(part.iter().map(|item| item.id).collect()).await?;
@@ -124,6 +127,11 @@ impl Stream {
         let Some((json, retries)) = sending.unanswered.remove(id) else { return Ok(()) };
         match read_answer(accepted, text, retries) {
             Answered::Taken => self.note(|moved| moved.sent += 1),
+            Answered::Known => {
+                // It has the event and does not show it, so it would be found lacking in every comparison.
+                self.memory.unwanted(*id);
+                self.note(|moved| moved.offered = moved.offered.saturating_sub(1));
+            }
             Answered::Again => {
                 tokio::time::sleep(RETRY_PAUSE * 2_u32.pow(retries)).await;
                 sending.waiting.push_back((*id, json, retries + 1));
@@ -207,9 +215,13 @@ impl Stream {
         let mut next = Some(first);
         while let Some(incoming) = next {
             match incoming {
-                Incoming::Message(RelayMessage::Ok { id, accepted, .. }) => {
+                Incoming::Message(RelayMessage::Ok { id, accepted, text }) => {
                     if unanswered.remove(&id) {
-                        self.note(|moved| if accepted { moved.sent += 1 } else { moved.unwanted += 1 });
+                        self.note(|moved| match read_answer(accepted, &text, RETRIES_MAX) {
+                            Answered::Taken => moved.sent += 1,
+                            Answered::Known => moved.offered = moved.offered.saturating_sub(1),
+                            _ => moved.unwanted += 1,
+                        });
                     }
                 }
                 Incoming::Message(RelayMessage::Closed { id, text }) if id == LIVE => {
@@ -258,13 +270,13 @@ async fn taken(outbox: Option<&Arc<Outbox>>) -> Result<Vec<Outgoing>, StreamErro
 mod tests {
     use super::*;
 
-    /// A duplicate is as good as taken, haste is waited out for a while, and what the relay does not want it is not asked
+    /// A duplicate moves nothing, haste is waited out for a while, and what the relay does not want it is not asked
     /// again.
     #[test]
     fn t27_answers_are_read_by_their_prefix() {
         for (accepted, text, retries, expected) in [
             (true, "", 0, Answered::Taken),
-            (true, "duplicate: already have this event", 0, Answered::Taken),
+            (true, "duplicate: already have this event", 0, Answered::Known),
             (false, "rate-limited: slow down", 0, Answered::Again),
             (false, "rate-limited: slow down", RETRIES_MAX, Answered::Unwanted),
             (false, "error: the disk is full", 0, Answered::Again),

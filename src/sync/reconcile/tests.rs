@@ -166,6 +166,28 @@ proptest! {
     }
 }
 
+/// What a reconciliation costs, in messages of the initiator and bytes of both: sets that are equal, a device that was away
+/// for long, and differences all over the place. The frames are NIP-77's 500 kB in hex.
+#[test]
+fn a_reconciliation_costs_little() {
+    for (shared, only, rounds_max, bytes_max) in [
+        (1_000_000, [0, 0], 1, 1_000),
+        (87_000, [10_000, 3_000], 5, 1_500_000),
+        (80_000, [10_000, 10_000], 6, 5_000_000),
+    ] {
+        let [ours, mut theirs] = sets(11, shared, only, 30 * 86_400);
+        let mut bytes = 0;
+        let found = initiate(&ours, 250_000, |message| {
+            let answer = answer(Side::Responder, &mut theirs, message.to_vec(), 250_000).unwrap().into_answer();
+            bytes += message.len() + answer.len();
+            answer
+        });
+        assert_eq!((found.have.len(), found.need.len()), (only[0], only[1]));
+        assert!(found.rounds <= rounds_max && bytes <= bytes_max, "{} rounds, {bytes} bytes", found.rounds);
+        println!("{shared} shared, {only:?} beside: {} rounds, {bytes} bytes", found.rounds);
+    }
+}
+
 /// Sets that are equal, empty, one empty, all in one second; and answers that are the crate's, byte for byte.
 #[test]
 fn edges_and_the_same_bytes() {
