@@ -6,6 +6,7 @@
 mod check;
 mod ip_range;
 mod kind_range;
+mod rate;
 mod read;
 
 use std::net::SocketAddr;
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 pub use ip_range::{IpRange, IpRangeError};
 pub use kind_range::{KindRange, KindRangeError};
+pub use rate::Rate;
 pub use read::{ConfigError, Origin};
 
 /// The built-in `sync.toml`: every key with its default, and the reason in a comment.
@@ -42,6 +44,8 @@ pub struct Config {
     pub info: Info,
     /// What one client may cost.
     pub limits: Limits,
+    /// What one client may ask for a second.
+    pub rate: Rate,
     /// The memory budget.
     pub memory: Memory,
     /// How the store works.

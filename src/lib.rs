@@ -29,7 +29,8 @@
 //!   vector and the reference meaning.
 //! - [`relay`]: ingest stages, the writer thread, the live index, the query threads, the sweeper for expired events,
 //!   upkeep (compaction by itself).
-//! - [`server`]: one port for WebSocket, NIP-11 and a landing page; a control socket for the command line.
+//! - [`server`]: one port for WebSocket, NIP-11 and a landing page; [`server::rate`] (what an address may ask for a second);
+//!   a control socket for the command line.
 //! - [`cli`]: one file a command. [`config`]: `sync.toml`. [`error`]: what a caller of the crate can meet.
 //!
 //! # The walk of an EVENT

@@ -135,6 +135,11 @@ fn load_config(file: Option<&std::path::Path>, store: Option<String>) -> Result<
             .map_err(|error| config.refuse("info.pubkey", error.to_string()))?;
         config.info.pubkey = faster_hex::hex_string(&key);
     }
+    for at in 0..config.rate.exempt_keys.len() {
+        let key = nip19::parse_pubkey(&config.rate.exempt_keys[at])
+            .map_err(|error| config.refuse("rate.exempt_keys", error.to_string()))?;
+        config.rate.exempt_keys[at] = faster_hex::hex_string(&key);
+    }
     Rules::new(&config.retention)
         .map_err(|(key, error)| config.refuse("retention.keep", format!("`{key}`: {error}")))?;
     if let Some(store) = store {

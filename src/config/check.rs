@@ -14,9 +14,7 @@ const HUNDRED_YEARS_SECS: u64 = 36_525 * DAY_SECS;
 
 /// Checks each number against its range, then numbers against each other.
 pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
-    for (key, value, range) in
-        limit_ranges(config).into_iter().chain(storage_ranges(config)).chain(retention_ranges(config))
-    {
+    for (key, value, range) in ranges(config) {
         if !range.contains(&value) {
             let (low, high) = (range.start(), range.end());
             return Err(config.refuse(key, format!("must be from {low} to {high}, not {value}")));
@@ -32,6 +30,11 @@ pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
 }
 
 type Range = (&'static str, u64, RangeInclusive<u64>);
+
+/// The range of every number.
+fn ranges(config: &Config) -> Vec<Range> {
+    [limit_ranges(config), rate_ranges(config), storage_ranges(config), retention_ranges(config)].concat()
+}
 
 fn limit_ranges(config: &Config) -> Vec<Range> {
     let l = &config.limits;
@@ -75,6 +78,21 @@ fn storage_ranges(config: &Config) -> Vec<Range> {
         ("storage.expiry_sweep_secs", s.expiry_sweep_secs, 1..=DAY_SECS),
         ("storage.compact_dead_mb_min", s.compact_dead_mb_min, 0..=MIB),
     ]
+}
+
+fn rate_ranges(config: &Config) -> Vec<Range> {
+    let r = &config.rate;
+    let mut ranges = vec![("rate.ban_secs", r.ban_secs, 1..=30 * DAY_SECS)];
+    for (speed_key, speed, burst_key, burst) in [
+        ("rate.events_per_sec", r.events_per_sec, "rate.events_burst", r.events_burst),
+        ("rate.bytes_per_sec", r.bytes_per_sec, "rate.bytes_burst", r.bytes_burst),
+        ("rate.reqs_per_sec", r.reqs_per_sec, "rate.reqs_burst", r.reqs_burst),
+        ("rate.query_ms_per_sec", r.query_ms_per_sec, "rate.query_ms_burst", r.query_ms_burst),
+        ("rate.garbage_per_sec", r.garbage_per_sec, "rate.garbage_burst", r.garbage_burst),
+    ] {
+        ranges.extend([(speed_key, speed, 0..=MIB * KIB), (burst_key, burst, 1..=MIB * KIB)]);
+    }
+    ranges
 }
 
 fn retention_ranges(config: &Config) -> Vec<Range> {
@@ -248,7 +266,6 @@ mod tests {
             let value = line.split_once(" = ").map(|(_, value)| value);
             value.is_some_and(|value| value.parse::<u64>().is_ok())
         });
-        let ranges = limit_ranges(&config).len() + storage_ranges(&config).len() + retention_ranges(&config).len();
-        assert_eq!(numbers.count(), ranges);
+        assert_eq!(numbers.count(), ranges(&config).len());
     }
 }

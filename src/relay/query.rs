@@ -143,7 +143,9 @@ impl Job {
                 progress
             }
         };
-        self.worked += started.elapsed();
+        let worked = started.elapsed();
+        self.worked += worked;
+        self.outbox.add_query_time(worked);
         Ok((rows, progress))
     }
 

@@ -22,8 +22,11 @@ use tokio_tungstenite::tungstenite::protocol::{Message, Role, WebSocketConfig};
 use super::frames::Frames;
 use super::idle::{Idle, Patience};
 use super::peer::{Action, Peer};
+use super::rate::Meter;
+use super::rate::meter::{Conduct, PAUSE};
 use super::wire::Wire;
-use crate::protocol::{Event, message};
+use crate::protocol::Event;
+use crate::protocol::message::{self, ClientMessage};
 use crate::relay::Relay;
 use crate::relay::ingest::Source;
 use crate::relay::outbox::{Outbox, Outgoing, Serial, Taken};
@@ -45,6 +48,9 @@ pub struct Connection {
     outbox: Arc<Outbox>,
     socket: WebSocketStream<Wire>,
     peer: Peer,
+    meter: Meter,
+    /// Until when the socket is not read, after too much was asked for.
+    paused_until: Option<Instant>,
     idle: Idle,
     timer: Pin<Box<Sleep>>,
     /// A checked event for which the writer has no room yet.
@@ -81,7 +87,13 @@ enum End {
 
 impl Connection {
     /// A connection on a socket that has shaken hands; `read` is what the client sent after that.
-    pub async fn new(relay: Arc<Relay>, outbox: Arc<Outbox>, socket: TcpStream, read: Bytes) -> Connection {
+    pub async fn new(
+        relay: Arc<Relay>,
+        outbox: Arc<Outbox>,
+        meter: Meter,
+        socket: TcpStream,
+        read: Bytes,
+    ) -> Connection {
         let limits = &relay.config().limits;
         let settings = WebSocketConfig::default()
             .read_buffer_size(READ_BUFFER_BYTES)
@@ -98,6 +110,8 @@ impl Connection {
             outbox,
             socket,
             peer,
+            meter,
+            paused_until: None,
             idle,
             timer,
             submission: None,
@@ -177,7 +191,7 @@ impl Connection {
 
     fn poll_socket(&mut self, cx: &mut Context<'_>, writable: bool) -> Poll<Step> {
         let submitted = self.relay.poll_submit(cx, &mut self.submission).is_ready();
-        if writable && submitted && !self.stopping && self.peer.wants_input() {
+        if writable && submitted && !self.stopping && self.paused_until.is_none() && self.peer.wants_input() {
             return Pin::new(&mut self.socket).poll_next(cx).map(Step::Received);
         }
         Poll::Pending
@@ -202,14 +216,17 @@ impl Connection {
             Step::Taken(Taken::Some, batch) => batch.into_iter().try_for_each(|message| self.send(message))?,
             Step::Taken(Taken::Overflow, _) => return Err(self.too_slow()),
             Step::Taken(Taken::Stop, _) => self.stopping = true,
-            Step::Timer => self.check_idle()?,
+            Step::Timer => {
+                self.paused_until = None;
+                self.check_idle()?;
+            }
             Step::Broken(error) => {
                 tracing::debug!(connection = self.outbox.connection, %error, "writing failed");
                 return Err(End::ByClient);
             }
         }
         while let Some(action) = self.peer.take_held() {
-            self.act(action);
+            self.act(action)?;
         }
         if self.stopping && self.peer.is_settled() {
             return Err(End::ByRelay(CloseCode::Away, "the relay is stopping"));
@@ -221,28 +238,56 @@ impl Connection {
         self.idle.seen(Instant::now());
         match received {
             Some(Ok(Message::Text(text))) => {
-                let action = self.peer.receive(&text);
-                self.act(action);
+                let queried = self.outbox.take_query_time();
+                let (message, conduct) =
+                    self.meter.charge(ClientMessage::parse(&text), text.len(), queried, Instant::now());
+                let action = self.peer.handle(message);
+                self.act(action)?;
+                self.go_by(conduct)?;
             }
             Some(Ok(Message::Binary(_))) => {
                 self.frames().text(&message::notice("invalid: this relay reads text messages only"));
             }
             // tungstenite has answered a ping and acknowledges a close; the end of the stream follows that.
             Some(Ok(_)) => {}
-            Some(Err(error)) => return Err(end_of(&error)),
+            Some(Err(error)) => {
+                let end = end_of(&error);
+                if matches!(end, End::ByRelay(..)) {
+                    self.meter.broken(Instant::now());
+                }
+                return Err(end);
+            }
             None => return Err(End::ByClient),
         }
         Ok(())
     }
 
-    fn act(&mut self, action: Action) {
+    /// Goes on as the limits of the client's address say.
+    fn go_by(&mut self, conduct: Conduct) -> Result<(), End> {
+        match conduct {
+            Conduct::Fine => {}
+            Conduct::Pause => {
+                let until = Instant::now() + PAUSE;
+                self.paused_until = Some(until);
+                let wake = until.min(self.idle.next());
+                self.timer.as_mut().reset(wake);
+            }
+            Conduct::Banned => {
+                self.frames().text(&message::notice("blocked: too much garbage from your address; come back later"));
+                return Err(End::ByRelay(CloseCode::Policy, "too much garbage"));
+            }
+        }
+        Ok(())
+    }
+
+    fn act(&mut self, action: Action) -> Result<(), End> {
         match action {
             Action::Nothing => {}
             Action::Answer { text, ended } => {
                 self.frames().text(&text);
                 self.unsubscribe(ended);
             }
-            Action::Publish(event) => self.publish(*event),
+            Action::Publish(event) => return self.publish(*event),
             Action::Subscribe { serial, filters, replaced } => {
                 self.unsubscribe(replaced);
                 self.relay.subscribe(&self.outbox, serial, filters);
@@ -250,6 +295,7 @@ impl Connection {
             Action::Count { serial, filters } => self.relay.count(&self.outbox, serial, filters),
             Action::Unsubscribe(serial) => self.unsubscribe(Some(serial)),
         }
+        Ok(())
     }
 
     fn unsubscribe(&self, serial: Option<Serial>) {
@@ -258,15 +304,17 @@ impl Connection {
         }
     }
 
-    fn publish(&mut self, event: Event) {
+    fn publish(&mut self, event: Event) -> Result<(), End> {
         let id = event.id;
         match self.relay.check(event, Source::Client) {
             Ok(event) => self.submission = Some(Box::new(Submission { event, reply: self.outbox.clone() })),
             Err(rejection) => {
                 self.frames().text(&message::ok(&id, rejection.is_accepted(), &rejection.to_string()));
                 self.peer.answered();
+                return self.go_by(self.meter.rejected(&rejection, Instant::now()));
             }
         }
+        Ok(())
     }
 
     fn send(&mut self, message: Outgoing) -> Result<(), End> {

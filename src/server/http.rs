@@ -6,7 +6,7 @@
 
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -17,10 +17,12 @@ use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, Response, StatusCode, Version};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use super::about;
 use super::places::{Place, Places};
+use super::rate::Clients;
 use crate::config::Config;
 use crate::protocol::relay_info::RelayInfo;
 
@@ -32,10 +34,11 @@ const PREFLIGHT_SECS: &str = "86400";
 
 /// Answers requests by these settings.
 pub struct Http {
-    config: std::sync::Arc<Config>,
+    config: Arc<Config>,
     info: RelayInfo,
     document: Bytes,
     places: Places,
+    clients: Arc<Clients>,
 }
 
 /// A socket that has shaken hands.
@@ -44,26 +47,39 @@ pub struct Shaken {
     pub socket: TcpStream,
     /// What the client sent behind its request.
     pub read: Bytes,
-    /// Place of the client behind a trusted proxy; to be held as long as the connection.
-    pub forwarded: Place,
+    /// Who is there.
+    pub client: Client,
+}
+
+/// The other end of a connection.
+pub struct Client {
+    /// Its address, as a trusted proxy says or as the socket does.
+    pub ip: IpAddr,
+    /// Whether it is the peer itself: a program on this machine, or a trusted proxy that forwards nobody.
+    pub is_local: bool,
+    /// Of its address where a proxy forwards it; held as long as the connection.
+    _place: Place,
 }
 
 /// Where the answer to an upgrade leaves what the connection goes on with.
-type Slot = Mutex<Option<(OnUpgrade, Place)>>;
+type Slot = Mutex<Option<(OnUpgrade, Client)>>;
 
 impl Http {
     /// Prepares the answers.
-    pub fn new(config: std::sync::Arc<Config>) -> Self {
+    pub fn new(config: Arc<Config>, clients: Arc<Clients>) -> Self {
         let info = about::relay_info(&config);
         let document = serde_json::to_vec(&info).expect("strings and numbers become JSON").into();
         let places = Places::new(config.limits.connections_per_ip_max);
-        Http { config, info, document, places }
+        Http { config, info, document, places, clients }
     }
 
-    /// A place for a connection from `peer`, if that address has one left. Proxies that are trusted have always one:
-    /// their clients are counted once they are known.
-    pub fn admit(&self, peer: IpAddr) -> Option<Place> {
-        if self.config.limits.trusts_proxy(peer) { Some(Place::unlimited()) } else { self.places.take(peer) }
+    /// A place for a connection from `peer`, if that address has one left and is not shut out. Proxies that are trusted
+    /// have always one: their clients are counted once they are known.
+    pub fn admit(&self, peer: IpAddr, now: Instant) -> Option<Place> {
+        if self.config.limits.trusts_proxy(peer) {
+            return Some(Place::unlimited());
+        }
+        if self.clients.is_banned(peer, now) { None } else { self.places.take(peer) }
     }
 
     /// Serves the one request of a connection. Returns the socket if it asked for a WebSocket.
@@ -85,9 +101,9 @@ impl Http {
             tracing::debug!(%error, "no HTTP");
             return None;
         }
-        let (upgrade, forwarded) = slot.into_inner().unwrap_or_else(PoisonError::into_inner)?;
+        let (upgrade, client) = slot.into_inner().unwrap_or_else(PoisonError::into_inner)?;
         let parts = upgrade.await.ok()?.downcast::<TokioIo<TcpStream>>().ok()?;
-        Some(Shaken { socket: parts.io.into_inner(), read: parts.read_buf, forwarded })
+        Some(Shaken { socket: parts.io.into_inner(), read: parts.read_buf, client })
     }
 
     fn answer(&self, request: Request<Incoming>, peer: IpAddr, slot: &Slot) -> Response<Full<Bytes>> {
@@ -128,15 +144,12 @@ impl Http {
             Ok(accept) => accept,
             Err(refusal) => return *refusal,
         };
-        let place = match self.forwarded_ip(request.headers(), peer) {
-            Some(client) => self.places.take(client),
-            None => Some(Place::unlimited()),
-        };
-        let Some(place) = place else {
-            return text(StatusCode::TOO_MANY_REQUESTS, "too many connections from your address\n");
+        let client = match self.client(request.headers(), peer) {
+            Ok(client) => client,
+            Err(refusal) => return text(StatusCode::TOO_MANY_REQUESTS, refusal),
         };
         let upgrade = hyper::upgrade::on(&mut request);
-        *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some((upgrade, place));
+        *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some((upgrade, client));
         let mut response = Response::new(Full::default());
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         let headers = response.headers_mut();
@@ -144,6 +157,19 @@ impl Http {
         headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
         headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
         response
+    }
+
+    /// Who asks for a WebSocket, or why it gets none.
+    fn client(&self, headers: &HeaderMap, peer: IpAddr) -> Result<Client, &'static str> {
+        let Some(ip) = self.forwarded_ip(headers, peer) else {
+            let is_local = peer.to_canonical().is_loopback() || self.config.limits.trusts_proxy(peer);
+            return Ok(Client { ip: peer, is_local, _place: Place::unlimited() });
+        };
+        if self.clients.is_banned(ip, Instant::now()) {
+            return Err("your address is shut out for a while\n");
+        }
+        let place = self.places.take(ip).ok_or("too many connections from your address\n")?;
+        Ok(Client { ip, is_local: false, _place: place })
     }
 
     /// Whose connection a trusted proxy forwards: the last entry of its list that is not such a proxy itself. `None`

@@ -10,6 +10,7 @@ pub mod http;
 pub mod idle;
 pub mod peer;
 pub mod places;
+pub mod rate;
 #[cfg(test)]
 mod tests;
 pub mod wire;
@@ -32,8 +33,9 @@ use crate::relay::{Clock, Relay};
 use crate::store::Store;
 use connection::Connection;
 use control::{Control, Status};
-use http::Http;
+use http::{Client, Http};
 use places::Place;
+use rate::{Clients, Meter};
 
 /// Pause after the system refused a connection, usually for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -54,6 +56,7 @@ struct Shared {
     relay: Arc<Relay>,
     started: Instant,
     http: Http,
+    clients: Arc<Clients>,
     /// The connections that have shaken hands.
     open: Mutex<HashMap<u64, Arc<Outbox>>>,
 }
@@ -67,10 +70,12 @@ impl Server {
         let listener = TcpListener::bind(config.listen).await?;
         let addr = listener.local_addr()?;
         let relay = Relay::start(config.clone(), store, clock).map_err(io::Error::other)?;
+        let clients = Arc::new(Clients::new(Instant::now()));
         let shared = Arc::new(Shared {
             relay: Arc::new(relay),
             started: Instant::now(),
-            http: Http::new(config),
+            http: Http::new(config, clients.clone()),
+            clients,
             open: Mutex::default(),
         });
         let (stop, stopping) = watch::channel(false);
@@ -130,7 +135,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, mut stopping: watch:
             _ = stopping.wait_for(|stop| *stop) => return connections,
         };
         match accepted {
-            Ok((socket, peer)) => match shared.http.admit(peer.ip()) {
+            Ok((socket, peer)) => match shared.http.admit(peer.ip(), Instant::now()) {
                 Some(place) if connections.len() < connections_max => {
                     connections.spawn(serve(socket, place, peer, shared.clone(), stopping.clone()));
                 }
@@ -175,8 +180,9 @@ async fn serve(
         outbox.stop();
     }
     drop(stopping);
-    let _places = (place, shaken.forwarded);
-    let mut connection = Connection::new(shared.relay.clone(), outbox, shaken.socket, shaken.read).await;
+    let meter = shared.meter(&shaken.client);
+    let _places = (place, shaken.client);
+    let mut connection = Connection::new(shared.relay.clone(), outbox, meter, shaken.socket, shaken.read).await;
     connection.run().await;
 }
 
@@ -185,6 +191,14 @@ impl Shared {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         open.insert(outbox.connection, outbox.clone());
         Entered { connection: outbox.connection, shared: self.clone() }
+    }
+
+    /// The limits on a client.
+    fn meter(&self, client: &Client) -> Meter {
+        let config = self.relay.config().clone();
+        let is_exempt = client.is_local || config.rate.exempts(client.ip);
+        let account = (!is_exempt).then(|| self.clients.account(client.ip, Instant::now()));
+        Meter::new(self.clients.clone(), account, config)
     }
 
     fn status(&self) -> Status {

@@ -63,7 +63,7 @@ impl Drop for Place {
 }
 
 /// The part of an address that stands for one subscriber line: all of IPv4, the first 64 bits of IPv6.
-fn subscriber(ip: IpAddr) -> IpAddr {
+pub(super) fn subscriber(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
         IpAddr::V6(ip) if !ip.is_loopback() => {
             let [a, b, c, d, ..] = ip.segments();

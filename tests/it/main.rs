@@ -29,6 +29,7 @@ mod nip62;
 mod nip67;
 mod nip70;
 mod powercut;
+mod rate;
 mod real_events;
 mod retention;
 mod store_suite;

@@ -10,6 +10,7 @@ use sledge::protocol::Event;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error, Message};
 
@@ -49,14 +50,27 @@ impl Stored {
 
 impl Client {
     pub async fn connect(addr: SocketAddr) -> Client {
+        Client::connect_with(addr, &[]).await.expect("the relay speaks WebSocket")
+    }
+
+    /// As somebody whom a reverse proxy on this machine forwards.
+    pub async fn connect_as(addr: SocketAddr, ip: &str) -> Client {
+        Client::connect_with(addr, &[("x-forwarded-for", ip)]).await.expect("the relay speaks WebSocket")
+    }
+
+    /// Shakes hands with further headers; the relay may refuse.
+    pub async fn connect_with(addr: SocketAddr, headers: &[(&'static str, &str)]) -> Result<Client, Error> {
         let stream = soon("the connection", TcpStream::connect(addr)).await.expect("the relay listens");
         stream.set_nodelay(true).expect("a socket option");
         // The tests send frames that are too large on purpose; only the relay's limits are under test.
         let config = WebSocketConfig::default().max_message_size(None).max_frame_size(None);
-        let url = format!("ws://{addr}/");
-        let handshake = tokio_tungstenite::client_async_with_config(url, stream, Some(config));
-        let (socket, _) = soon("the handshake", handshake).await.expect("the relay speaks WebSocket");
-        Client { socket, held: VecDeque::new() }
+        let mut request = format!("ws://{addr}/").into_client_request().expect("a URL");
+        for (name, value) in headers {
+            request.headers_mut().insert(*name, value.parse().expect("a header value"));
+        }
+        let handshake = tokio_tungstenite::client_async_with_config(request, stream, Some(config));
+        let (socket, _) = soon("the handshake", handshake).await?;
+        Ok(Client { socket, held: VecDeque::new() })
     }
 
     pub async fn send(&mut self, text: impl Into<String>) {
