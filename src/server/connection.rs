@@ -10,9 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::Stream;
-use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::error::{CapacityError, Error as WsError};
@@ -20,6 +18,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{Message, Role, WebSocketConfig};
 
 use super::frames::Frames;
+use super::http::{Client, Shaken};
 use super::idle::{Idle, Patience};
 use super::peer::{Action, Peer};
 use super::rate::Meter;
@@ -28,7 +27,7 @@ use super::wire::Wire;
 use crate::protocol::Event;
 use crate::protocol::message::{self, ClientMessage};
 use crate::relay::Relay;
-use crate::relay::ingest::Source;
+use crate::relay::ingest::Sender;
 use crate::relay::outbox::{Outbox, Outgoing, Serial, Taken};
 use crate::relay::query::Job;
 use crate::relay::writer::Submission;
@@ -46,6 +45,7 @@ const LINGER: Duration = Duration::from_secs(1);
 pub struct Connection {
     relay: Arc<Relay>,
     outbox: Arc<Outbox>,
+    client: Client,
     socket: WebSocketStream<Wire>,
     peer: Peer,
     meter: Meter,
@@ -86,14 +86,9 @@ enum End {
 }
 
 impl Connection {
-    /// A connection on a socket that has shaken hands; `read` is what the client sent after that.
-    pub async fn new(
-        relay: Arc<Relay>,
-        outbox: Arc<Outbox>,
-        meter: Meter,
-        socket: TcpStream,
-        read: Bytes,
-    ) -> Connection {
+    /// A connection on a socket that has shaken hands.
+    pub async fn new(relay: Arc<Relay>, outbox: Arc<Outbox>, meter: Meter, shaken: Shaken) -> Connection {
+        let Shaken { socket, read, client } = shaken;
         let limits = &relay.config().limits;
         let settings = WebSocketConfig::default()
             .read_buffer_size(READ_BUFFER_BYTES)
@@ -108,6 +103,7 @@ impl Connection {
         Connection {
             relay,
             outbox,
+            client,
             socket,
             peer,
             meter,
@@ -306,7 +302,8 @@ impl Connection {
 
     fn publish(&mut self, event: Event) -> Result<(), End> {
         let id = event.id;
-        match self.relay.check(event, Source::Client) {
+        let sender = Sender::client(self.client.ip, Arc::default());
+        match self.relay.check(event, &sender) {
             Ok(event) => self.submission = Some(Box::new(Submission { event, reply: self.outbox.clone() })),
             Err(rejection) => {
                 self.frames().text(&message::ok(&id, rejection.is_accepted(), &rejection.to_string()));

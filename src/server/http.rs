@@ -163,13 +163,13 @@ impl Http {
     fn client(&self, headers: &HeaderMap, peer: IpAddr) -> Result<Client, &'static str> {
         let Some(ip) = self.forwarded_ip(headers, peer) else {
             let is_local = peer.to_canonical().is_loopback() || self.config.limits.trusts_proxy(peer);
-            return Ok(Client { ip: peer, is_local, _place: Place::unlimited() });
+            return Ok(Client { ip: peer.to_canonical(), is_local, _place: Place::unlimited() });
         };
         if self.clients.is_banned(ip, Instant::now()) {
             return Err("your address is shut out for a while\n");
         }
         let place = self.places.take(ip).ok_or("too many connections from your address\n")?;
-        Ok(Client { ip, is_local: false, _place: place })
+        Ok(Client { ip: ip.to_canonical(), is_local: false, _place: place })
     }
 
     /// Whose connection a trusted proxy forwards: the last entry of its list that is not such a proxy itself. `None`

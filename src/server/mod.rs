@@ -181,8 +181,8 @@ async fn serve(
     }
     drop(stopping);
     let meter = shared.meter(&shaken.client);
-    let _places = (place, shaken.client);
-    let mut connection = Connection::new(shared.relay.clone(), outbox, meter, shaken.socket, shaken.read).await;
+    let _place = place;
+    let mut connection = Connection::new(shared.relay.clone(), outbox, meter, shaken).await;
     connection.run().await;
 }
 
