@@ -1,11 +1,13 @@
 //! Settings: `sync.toml` read once, checked once, then plain data.
 //!
 //! The `sync.toml` at the top of the repository is built in and gives every default, so a user's file names only what
-//! it changes. Nothing here imports the rest of the crate, and nothing is looked up again after the start.
+//! it changes. Nothing here imports the rest of the crate. A running relay goes by [`Live`] settings, of which a reload
+//! replaces what can be changed while it runs.
 
 mod check;
 mod ip_range;
 mod kind_range;
+mod live;
 mod rate;
 mod read;
 
@@ -17,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 pub use ip_range::{IpRange, IpRangeError};
 pub use kind_range::{KindRange, KindRangeError};
+pub use live::{Live, Reloaded, reload};
 pub use rate::Rate;
 pub use read::{ConfigError, Origin};
 

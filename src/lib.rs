@@ -31,7 +31,7 @@
 //!   upkeep (compaction by itself).
 //! - [`server`]: one port for WebSocket, NIP-11 and a landing page; [`server::rate`] (what an address may ask for a second);
 //!   a control socket for the command line.
-//! - [`cli`]: one file a command. [`config`]: `sync.toml`. [`error`]: what a caller of the crate can meet.
+//! - [`cli`]: one file a command. [`config`]: `sync.toml`, and [`config::Live`], the settings in force until a reload. [`error`]: what a caller of the crate can meet.
 //!
 //! # The walk of an EVENT
 //!

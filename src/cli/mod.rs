@@ -10,9 +10,12 @@ mod filter;
 mod interrupt;
 mod key;
 mod logging;
+mod operate;
 mod progress;
 mod remote;
 mod store;
+mod systemd;
+mod takeover;
 #[cfg(test)]
 mod testing;
 
@@ -107,11 +110,11 @@ pub fn run(cli: Cli) -> Result<ExitCode, Error> {
         Command::Config(command) if command.shows_defaults() => return config::print_defaults(out),
         command => command,
     };
-    let config = load_config(cli.config.as_deref(), cli.store)?;
+    let config = load_config(cli.config.as_deref(), cli.store.clone())?;
     logging::start(&config)?;
     match command {
         Command::Config(command) => config::run(command, &config, out),
-        Command::Serve(args) => serve::run(&args, config),
+        Command::Serve(args) => serve::run(&args, config, cli.config, cli.store),
         Command::Import(args) => import::run(&args, &Arc::new(config), out),
         Command::Export(args) => export::run(&args, &config, out),
         Command::Compact(_) => compact::run(&config, out),

@@ -25,7 +25,7 @@ use outbox::{Outbox, Serial};
 use query::{Job, Queries};
 use writer::{Submission, Writer};
 
-use crate::config::Config;
+use crate::config::{Config, Live};
 use crate::protocol::{Event, Filter, Verified};
 use crate::store::compact::CompactReport;
 use crate::store::{Store, StoreError, StoreStats};
@@ -38,7 +38,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// A running relay over a store: the writer thread, the query threads and the live index.
 pub struct Relay {
-    config: Arc<Config>,
+    config: Live,
     store: Arc<dyn Store>,
     clock: Clock,
     ingest: Ingest,
@@ -73,20 +73,26 @@ impl Relay {
         let queries = Queries::start(store.clone(), &config.limits, config.limits.query_threads_on(cores))?;
         let writer = Writer::start(store.clone(), fanout.clone(), clock.clone(), &config.storage)?;
         let maintenance = Maintenance::start(store.clone(), &config.storage)?;
+        let config = Live::from(config);
         let ingest = Ingest::new(config.clone(), store.clone());
         let connections = AtomicU64::new(0);
         Ok(Relay { config, store, clock, ingest, fanout, writer, queries, maintenance, connections })
     }
 
-    /// The settings.
-    pub fn config(&self) -> &Arc<Config> {
+    /// The settings in force now.
+    pub fn config(&self) -> Arc<Config> {
+        self.config.load()
+    }
+
+    /// The settings in force, also after the next reload.
+    pub fn live_config(&self) -> &Live {
         &self.config
     }
 
     /// The outbox of a new connection.
     pub fn connect(&self) -> Arc<Outbox> {
         let connection = self.connections.fetch_add(1, Ordering::Relaxed);
-        Outbox::new(connection, self.config.limits.live_queue_bytes_max)
+        Outbox::new(connection, self.config().limits.live_queue_bytes_max)
     }
 
     /// Takes an event through the ingest stages.
@@ -106,7 +112,7 @@ impl Relay {
     /// the pages belong after the end of the stored ones.
     pub fn subscribe(&self, outbox: &Arc<Outbox>, serial: Serial, filters: Vec<Filter>) {
         let before = self.fanout.subscribe(outbox, serial, &filters);
-        self.queries.begin(Job::rows(outbox, serial, filters, &self.config.limits, before, self.clock.now()));
+        self.queries.begin(Job::rows(outbox, serial, filters, &self.config().limits, before, self.clock.now()));
     }
 
     /// Counts stored events; the answer comes in a page without rows.

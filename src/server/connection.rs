@@ -89,7 +89,8 @@ impl Connection {
     /// A connection on a socket that has shaken hands.
     pub async fn new(relay: Arc<Relay>, outbox: Arc<Outbox>, meter: Meter, shaken: Shaken) -> Connection {
         let Shaken { socket, read, client } = shaken;
-        let limits = &relay.config().limits;
+        let config = relay.config();
+        let limits = &config.limits;
         let settings = WebSocketConfig::default()
             .read_buffer_size(READ_BUFFER_BYTES)
             .write_buffer_size(0)
@@ -97,7 +98,7 @@ impl Connection {
             .max_frame_size(Some(limits.frame_bytes_max));
         let idle = Idle::new(limits.idle_ping(), limits.idle_timeout(), Instant::now());
         let timer = Box::pin(tokio::time::sleep_until(idle.next()));
-        let peer = Peer::new(relay.config().clone());
+        let peer = Peer::new(config.clone());
         let wire = Wire::new(socket);
         let socket = WebSocketStream::from_partially_read(wire, read.into(), Role::Server, Some(settings)).await;
         Connection {

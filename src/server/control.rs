@@ -12,14 +12,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 
-use super::Shared;
+use super::{Shared, handover};
 use crate::store::StoreStats;
 use crate::store::compact::CompactReport;
 
@@ -45,6 +45,8 @@ pub enum Request {
     Compact,
     /// Figures about relay and store.
     Status,
+    /// Pass the listening socket on ([`Answer::Listener`]), then stop.
+    HandOver,
 }
 
 /// A line of an answer. Any number of `progress`, then one of the others.
@@ -62,6 +64,8 @@ pub enum Answer {
     Report(Option<CompactReport>),
     /// The figures.
     Status(Box<Status>),
+    /// The listening socket comes beside this line; see [`super::handover`].
+    Listener,
     /// Why there is no other answer.
     Error(String),
 }
@@ -162,6 +166,14 @@ async fn serve(socket: UnixStream, shared: Arc<Shared>) -> io::Result<()> {
             let status = tokio::task::spawn_blocking(move || shared.status()).await.map_err(io::Error::other)?;
             answer(&mut write, &Answer::Status(Box::new(status))).await
         }
+        Request::HandOver => {
+            let line = line_of(&Answer::Listener)?;
+            let socket = write.as_ref();
+            let send = || handover::send(socket, &line, &shared.listener);
+            timeout(PEER_TIME_MAX, socket.async_io(Interest::WRITABLE, send)).await??;
+            shared.handed_over.send_replace(true);
+            Ok(())
+        }
     }
 }
 
@@ -199,9 +211,14 @@ async fn compact(write: &mut OwnedWriteHalf, shared: Arc<Shared>) -> io::Result<
     answer(write, &last).await
 }
 
-async fn answer(write: &mut OwnedWriteHalf, answer: &Answer) -> io::Result<()> {
+fn line_of(answer: &Answer) -> io::Result<Vec<u8>> {
     let mut line = serde_json::to_vec(answer).map_err(io::Error::other)?;
     line.push(b'\n');
+    Ok(line)
+}
+
+async fn answer(write: &mut OwnedWriteHalf, answer: &Answer) -> io::Result<()> {
+    let line = line_of(answer)?;
     timeout(PEER_TIME_MAX, write.write_all(&line)).await.map_err(io::Error::from)?
 }
 

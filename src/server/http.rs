@@ -8,6 +8,7 @@ use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -23,7 +24,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use super::about;
 use super::places::{Place, Places};
 use super::rate::Clients;
-use crate::config::Config;
+use crate::config::{Config, Live};
 use crate::protocol::relay_info::RelayInfo;
 
 /// Bytes of a request's header.
@@ -34,11 +35,24 @@ const PREFLIGHT_SECS: &str = "86400";
 
 /// Answers requests by these settings.
 pub struct Http {
-    config: Arc<Config>,
-    info: RelayInfo,
-    document: Bytes,
+    config: Live,
+    told: ArcSwap<Told>,
     places: Places,
     clients: Arc<Clients>,
+}
+
+/// What the relay tells about itself.
+struct Told {
+    info: RelayInfo,
+    document: Bytes,
+}
+
+impl Told {
+    fn new(config: &Config) -> Told {
+        let info = about::relay_info(config);
+        let document = serde_json::to_vec(&info).expect("strings and numbers become JSON").into();
+        Told { info, document }
+    }
 }
 
 /// A socket that has shaken hands.
@@ -66,20 +80,24 @@ type Slot = Mutex<Option<(OnUpgrade, Client)>>;
 
 impl Http {
     /// Prepares the answers.
-    pub fn new(config: Arc<Config>, clients: Arc<Clients>) -> Self {
-        let info = about::relay_info(&config);
-        let document = serde_json::to_vec(&info).expect("strings and numbers become JSON").into();
-        let places = Places::new(config.limits.connections_per_ip_max);
-        Http { config, info, document, places, clients }
+    pub fn new(config: Live, clients: Arc<Clients>) -> Self {
+        let told = ArcSwap::from_pointee(Told::new(&config.load()));
+        Http { config, told, places: Places::default(), clients }
+    }
+
+    /// Prepares the answers anew, by the settings in force now.
+    pub fn reload(&self) {
+        self.told.store(Arc::new(Told::new(&self.config.load())));
     }
 
     /// A place for a connection from `peer`, if that address has one left and is not shut out. Proxies that are trusted
     /// have always one: their clients are counted once they are known.
     pub fn admit(&self, peer: IpAddr, now: Instant) -> Option<Place> {
-        if self.config.limits.trusts_proxy(peer) {
+        let limits = &self.config.load().limits;
+        if limits.trusts_proxy(peer) {
             return Some(Place::unlimited());
         }
-        if self.clients.is_banned(peer, now) { None } else { self.places.take(peer) }
+        if self.clients.is_banned(peer, now) { None } else { self.places.take(peer, limits.connections_per_ip_max) }
     }
 
     /// Serves the one request of a connection. Returns the socket if it asked for a WebSocket.
@@ -126,9 +144,9 @@ impl Http {
             return self.upgrade(request, peer, slot);
         }
         let mut response = if accepts(headers, "application/nostr+json") {
-            cors(respond(StatusCode::OK, "application/nostr+json", self.document.clone()))
+            cors(respond(StatusCode::OK, "application/nostr+json", self.told.load().document.clone()))
         } else {
-            let page = about::page(&self.info, &self.url_for(headers));
+            let page = about::page(&self.told.load().info, &self.url_for(headers));
             let mut response = respond(StatusCode::OK, "text/html; charset=utf-8", page.into());
             let policy = HeaderValue::from_static("default-src 'none'; style-src 'unsafe-inline'");
             response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, policy);
@@ -161,21 +179,23 @@ impl Http {
 
     /// Who asks for a WebSocket, or why it gets none.
     fn client(&self, headers: &HeaderMap, peer: IpAddr) -> Result<Client, &'static str> {
+        let limits = &self.config.load().limits;
         let Some(ip) = self.forwarded_ip(headers, peer) else {
-            let is_local = peer.to_canonical().is_loopback() || self.config.limits.trusts_proxy(peer);
+            let is_local = peer.to_canonical().is_loopback() || limits.trusts_proxy(peer);
             return Ok(Client { ip: peer.to_canonical(), is_local, _place: Place::unlimited() });
         };
         if self.clients.is_banned(ip, Instant::now()) {
             return Err("your address is shut out for a while\n");
         }
-        let place = self.places.take(ip).ok_or("too many connections from your address\n")?;
+        let place =
+            self.places.take(ip, limits.connections_per_ip_max).ok_or("too many connections from your address\n")?;
         Ok(Client { ip: ip.to_canonical(), is_local: false, _place: place })
     }
 
     /// Whose connection a trusted proxy forwards: the last entry of its list that is not such a proxy itself. `None`
     /// where the peer is no trusted proxy, or does not say.
     fn forwarded_ip(&self, headers: &HeaderMap, peer: IpAddr) -> Option<IpAddr> {
-        let limits = &self.config.limits;
+        let limits = &self.config.load().limits;
         if !limits.trusts_proxy(peer) {
             return None;
         }
@@ -196,8 +216,9 @@ impl Http {
 
     /// The address that a person can paste into a client.
     fn url_for(&self, headers: &HeaderMap) -> String {
-        if !self.config.service_url.is_empty() {
-            return self.config.service_url.clone();
+        let service_url = &self.config.load().service_url;
+        if !service_url.is_empty() {
+            return service_url.clone();
         }
         let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or("localhost");
         let is_https = headers.get("x-forwarded-proto").is_some_and(|proto| proto == "https");

@@ -6,6 +6,7 @@ pub mod about;
 pub mod connection;
 pub mod control;
 pub mod frames;
+pub mod handover;
 pub mod http;
 pub mod idle;
 pub mod peer;
@@ -27,7 +28,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
-use crate::config::Config;
+use crate::config::{self, Config, ConfigError, Reloaded};
 use crate::relay::outbox::Outbox;
 use crate::relay::{Clock, Relay};
 use crate::store::Store;
@@ -39,6 +40,9 @@ use rate::{Clients, Meter};
 
 /// Pause after the system refused a connection, usually for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Time for handshakes that are under way when the relay stops.
+const LAST_HANDSHAKES_TIME_MAX: Duration = Duration::from_millis(500);
 
 /// Sent unasked to those for whom there is no place, all or their address's.
 const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
@@ -57,6 +61,10 @@ struct Shared {
     started: Instant,
     http: Http,
     clients: Arc<Clients>,
+    /// To be passed to the process that takes over.
+    listener: std::net::TcpListener,
+    /// Whether it was.
+    handed_over: watch::Sender<bool>,
     /// The connections that have shaken hands.
     open: Mutex<HashMap<u64, Arc<Outbox>>>,
 }
@@ -67,14 +75,32 @@ impl Server {
     /// # Errors
     /// When the address cannot be listened on, the store takes no writes, or the system gives no threads.
     pub async fn start(config: Arc<Config>, store: Arc<dyn Store>, clock: Clock) -> io::Result<Server> {
-        let listener = TcpListener::bind(config.listen).await?;
+        let listener = TcpListener::bind(config.listen).await?.into_std()?;
+        Server::start_on(listener, config, store, clock)
+    }
+
+    /// As [`Server::start`], on a socket that listens already: from a service manager, or from the relay before this.
+    ///
+    /// # Errors
+    /// As [`Server::start`].
+    pub fn start_on(
+        listener: std::net::TcpListener,
+        config: Arc<Config>,
+        store: Arc<dyn Store>,
+        clock: Clock,
+    ) -> io::Result<Server> {
+        listener.set_nonblocking(true)?;
         let addr = listener.local_addr()?;
-        let relay = Relay::start(config.clone(), store, clock).map_err(io::Error::other)?;
+        let passed_on = listener.try_clone()?;
+        let listener = TcpListener::from_std(listener)?;
+        let relay = Relay::start(config, store, clock).map_err(io::Error::other)?;
         let clients = Arc::new(Clients::new(Instant::now()));
         let shared = Arc::new(Shared {
-            relay: Arc::new(relay),
             started: Instant::now(),
-            http: Http::new(config, clients.clone()),
+            http: Http::new(relay.live_config().clone(), clients.clone()),
+            relay: Arc::new(relay),
+            listener: passed_on,
+            handed_over: watch::Sender::new(false),
             clients,
             open: Mutex::default(),
         });
@@ -91,6 +117,31 @@ impl Server {
     pub fn listen_for_commands(&mut self, dir: &Path) -> io::Result<()> {
         self.control = Some(Control::start(dir, self.shared.clone(), self.stop.subscribe())?);
         Ok(())
+    }
+
+    /// The settings in force.
+    pub fn config(&self) -> Arc<Config> {
+        self.shared.relay.config()
+    }
+
+    /// Puts in force what of `wanted` can be without a restart.
+    ///
+    /// # Errors
+    /// When that does not go together with what stays; nothing has changed then.
+    pub fn reload(&self, wanted: &Config) -> Result<Reloaded, ConfigError> {
+        let reloaded = config::reload(&self.config(), wanted)?;
+        self.shared.relay.live_config().replace(reloaded.config.clone());
+        self.shared.http.reload();
+        Ok(reloaded)
+    }
+
+    /// Returns once another process has taken the listening socket over: this one is to stop.
+    pub async fn handed_over(&self) {
+        let mut handed_over = self.shared.handed_over.subscribe();
+        if handed_over.wait_for(|done| *done).await.is_err() {
+            // The sender lives as long as this server.
+            std::future::pending().await
+        }
     }
 
     /// The address that is listened on.
@@ -126,7 +177,6 @@ impl Server {
 }
 
 async fn accept(listener: TcpListener, shared: Arc<Shared>, mut stopping: watch::Receiver<bool>) -> JoinSet<()> {
-    let connections_max = shared.relay.config().limits.connections_max;
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -135,15 +185,18 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, mut stopping: watch:
             _ = stopping.wait_for(|stop| *stop) => return connections,
         };
         match accepted {
-            Ok((socket, peer)) => match shared.http.admit(peer.ip(), Instant::now()) {
-                Some(place) if connections.len() < connections_max => {
-                    connections.spawn(serve(socket, place, peer, shared.clone(), stopping.clone()));
+            Ok((socket, peer)) => {
+                let connections_max = shared.relay.config().limits.connections_max;
+                match shared.http.admit(peer.ip(), Instant::now()) {
+                    Some(place) if connections.len() < connections_max => {
+                        connections.spawn(serve(socket, place, peer, shared.clone(), stopping.clone()));
+                    }
+                    _ => {
+                        tracing::debug!(connections = connections.len(), "a connection was refused for want of places");
+                        let _ = socket.try_write(FULL);
+                    }
                 }
-                _ => {
-                    tracing::debug!(connections = connections.len(), "a connection was refused for want of places");
-                    let _ = socket.try_write(FULL);
-                }
-            },
+            }
             Err(error) => {
                 tracing::warn!(%error, "accepting a connection failed");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -167,9 +220,14 @@ async fn serve(
     let timeout = shared.relay.config().limits.handshake_timeout();
     // The handshake is large and short: its memory goes when it is done.
     let handshake = Box::pin(tokio::time::timeout(timeout, shared.http.serve(socket, peer)));
+    // Who was accepted in the last moment still gets an answer.
+    let last_handshakes = async {
+        let _ = stopping.wait_for(|stop| *stop).await;
+        tokio::time::sleep(LAST_HANDSHAKES_TIME_MAX).await;
+    };
     let shaken = tokio::select! {
         shaken = handshake => shaken.ok().flatten(),
-        _ = stopping.wait_for(|stop| *stop) => None,
+        () = last_handshakes => None,
     };
     let Some(shaken) = shaken else {
         return;
@@ -195,10 +253,9 @@ impl Shared {
 
     /// The limits on a client.
     fn meter(&self, client: &Client) -> Meter {
-        let config = self.relay.config().clone();
-        let is_exempt = client.is_local || config.rate.exempts(client.ip);
+        let is_exempt = client.is_local || self.relay.config().rate.exempts(client.ip);
         let account = (!is_exempt).then(|| self.clients.account(client.ip, Instant::now()));
-        Meter::new(self.clients.clone(), account, config)
+        Meter::new(self.clients.clone(), account, self.relay.live_config().clone())
     }
 
     fn status(&self) -> Status {

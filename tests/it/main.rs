@@ -28,6 +28,7 @@ mod nip45;
 mod nip62;
 mod nip67;
 mod nip70;
+mod operation;
 mod powercut;
 mod rate;
 mod real_events;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{Account, Clients, Excess};
-use crate::config::Config;
+use crate::config::Live;
 use crate::protocol::message::{ClientMessage, Refusal};
 use crate::relay::ingest::Rejection;
 
@@ -37,12 +37,12 @@ pub struct Meter {
     /// None where no limits apply.
     account: Option<Arc<Account>>,
     clients: Arc<Clients>,
-    config: Arc<Config>,
+    config: Live,
 }
 
 impl Meter {
     /// For a connection whose address has this account; none is exempt from everything.
-    pub fn new(clients: Arc<Clients>, account: Option<Arc<Account>>, config: Arc<Config>) -> Self {
+    pub fn new(clients: Arc<Clients>, account: Option<Arc<Account>>, config: Live) -> Self {
         Meter { account, clients, config }
     }
 
@@ -63,7 +63,7 @@ impl Meter {
         let Some(account) = &self.account else {
             return (parsed, Conduct::Fine);
         };
-        let (rate, now) = (&self.config.rate, self.clients.nanos(now));
+        let (rate, now) = (&self.config.load().rate, self.clients.nanos(now));
         let mut spent = account.lock();
         if spent.banned_until > now {
             return (parsed, Conduct::Banned);
@@ -103,7 +103,7 @@ impl Meter {
     fn charge_points(&self, points: u64, now: Instant) -> Conduct {
         let now = self.clients.nanos(now);
         match &self.account {
-            Some(account) if account.lock().owe_garbage(points, &self.config.rate, now) => Conduct::Banned,
+            Some(account) if account.lock().owe_garbage(points, &self.config.load().rate, now) => Conduct::Banned,
             _ => Conduct::Fine,
         }
     }
@@ -134,6 +134,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
+    use crate::config::Config;
     use crate::protocol::message::publish;
     use crate::protocol::testing::{Author, NOW};
 
@@ -148,7 +149,7 @@ mod tests {
         let start = Instant::now();
         let clients = Arc::new(Clients::new(start));
         let account = clients.account("192.0.2.1".parse().unwrap(), start);
-        Bench { meter: Meter::new(clients, Some(account), Arc::new(config)), start }
+        Bench { meter: Meter::new(clients, Some(account), Arc::new(config).into()), start }
     }
 
     impl Bench {
