@@ -30,10 +30,11 @@ const ENDING_TIME_MAX: Duration = Duration::from_secs(10);
 /// # Errors
 /// [`Error::Failed`] when the relay does not answer or does not end.
 pub fn open(config: &Config) -> Result<(Arc<EmbeddedStore>, Option<TcpListener>), Error> {
-    let Access::Relay(url) = store::open_or_reach(config)? else {
-        return store::open_or_create(config).map(|store| (store, None));
+    let url = match store::open_or_reach(config)? {
+        Access::Own(store) => return Ok((store, None)),
+        Access::Relay(url) => url,
     };
-    tracing::info!("taking over from the relay on {url}");
+    tracing::info!(relay = url.trim_start_matches("ws://"), "taking over");
     let listener = ask(config)?;
     let deadline = Instant::now() + config.limits.stop_timeout() + ENDING_TIME_MAX;
     loop {
