@@ -4,6 +4,7 @@
 //! it changes. Nothing here imports the rest of the crate. A running relay goes by [`Live`] settings, of which a reload
 //! replaces what can be changed while it runs.
 
+mod access;
 mod check;
 mod ip_range;
 mod kind_range;
@@ -17,6 +18,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use access::{Access, PowRule};
 pub use ip_range::{IpRange, IpRangeError};
 pub use kind_range::{KindRange, KindRangeError};
 pub use live::{Live, Reloaded, reload};
@@ -49,6 +51,8 @@ pub struct Config {
     pub limits: Limits,
     /// What one client may ask for a second.
     pub rate: Rate,
+    /// Who may read and write.
+    pub access: Access,
     /// The memory budget.
     pub memory: Memory,
     /// How the store works.

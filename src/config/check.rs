@@ -25,6 +25,7 @@ pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
     }
     check_shares(config)?;
     check_rules(config)?;
+    super::access::check(config)?;
     check_relations(config)?;
     check_service_url(config)
 }
@@ -33,7 +34,7 @@ type Range = (&'static str, u64, RangeInclusive<u64>);
 
 /// The range of every number.
 fn ranges(config: &Config) -> Vec<Range> {
-    [limit_ranges(config), rate_ranges(config), storage_ranges(config), retention_ranges(config)].concat()
+    [limit_ranges, rate_ranges, access_ranges, storage_ranges, retention_ranges].map(|list| list(config)).concat()
 }
 
 fn limit_ranges(config: &Config) -> Vec<Range> {
@@ -101,6 +102,10 @@ fn retention_ranges(config: &Config) -> Vec<Range> {
         ("retention.max_disk_mb", r.max_disk_mb, 0..=MIB * MIB),
         ("retention.max_age_days", r.max_age_days, 0..=AGE_DAYS_MAX),
     ]
+}
+
+fn access_ranges(config: &Config) -> Vec<Range> {
+    vec![("access.pow_min", config.access.pow_min.into(), 0..=super::access::POW_BITS_MAX.into())]
 }
 
 /// Every event that comes in is held against each rule, and each age is a walk of its own through the index.

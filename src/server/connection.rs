@@ -24,6 +24,7 @@ use super::peer::{Action, Peer};
 use super::rate::Meter;
 use super::rate::meter::{Conduct, PAUSE};
 use super::wire::Wire;
+use crate::auth::{Challenge, Session};
 use crate::protocol::Event;
 use crate::protocol::message::{self, ClientMessage};
 use crate::relay::Relay;
@@ -88,7 +89,7 @@ enum End {
 impl Connection {
     /// A connection on a socket that has shaken hands.
     pub async fn new(relay: Arc<Relay>, outbox: Arc<Outbox>, meter: Meter, shaken: Shaken) -> Connection {
-        let Shaken { socket, read, client } = shaken;
+        let Shaken { socket, read, mut client } = shaken;
         let config = relay.config();
         let limits = &config.limits;
         let settings = WebSocketConfig::default()
@@ -98,8 +99,10 @@ impl Connection {
             .max_frame_size(Some(limits.frame_bytes_max));
         let idle = Idle::new(limits.idle_ping(), limits.idle_timeout(), Instant::now());
         let timer = Box::pin(tokio::time::sleep_until(idle.next()));
-        let peer = Peer::new(config.clone());
-        let wire = Wire::new(socket);
+        let session = Session::new(Challenge::new(secp256k1::rand::random()), client.reached.take());
+        let peer = Peer::new(config.clone(), relay.gate().clone(), session);
+        let mut wire = Wire::new(socket);
+        wire.frames.text(&peer.greeting());
         let socket = WebSocketStream::from_partially_read(wire, read.into(), Role::Server, Some(settings)).await;
         Connection {
             relay,
@@ -285,11 +288,12 @@ impl Connection {
                 self.unsubscribe(ended);
             }
             Action::Publish(event) => return self.publish(*event),
+            Action::Authenticate(event) => self.authenticate(*event),
             Action::Subscribe { serial, filters, replaced } => {
                 self.unsubscribe(replaced);
-                self.relay.subscribe(&self.outbox, serial, filters);
+                self.relay.subscribe(&self.outbox, serial, filters, self.peer.visible());
             }
-            Action::Count { serial, filters } => self.relay.count(&self.outbox, serial, filters),
+            Action::Count { serial, filters } => self.relay.count(&self.outbox, serial, filters, self.peer.visible()),
             Action::Unsubscribe(serial) => self.unsubscribe(Some(serial)),
         }
         Ok(())
@@ -301,9 +305,16 @@ impl Connection {
         }
     }
 
+    fn authenticate(&mut self, event: Event) {
+        let answer = self.peer.authenticate(event, self.relay.now());
+        self.frames().text(&answer);
+        self.relay.widen(&self.outbox, self.peer.serials(), &self.peer.visible());
+        self.meter.prove(self.peer.keys());
+    }
+
     fn publish(&mut self, event: Event) -> Result<(), End> {
         let id = event.id;
-        let sender = Sender::client(self.client.ip, Arc::default());
+        let sender = Sender::client(self.client.ip, self.peer.keys().clone());
         match self.relay.check(event, &sender) {
             Ok(event) => self.submission = Some(Box::new(Submission { event, reply: self.outbox.clone() })),
             Err(rejection) => {

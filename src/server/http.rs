@@ -24,6 +24,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use super::about;
 use super::places::{Place, Places};
 use super::rate::Clients;
+use crate::auth::Authority;
 use crate::config::{Config, Live};
 use crate::protocol::relay_info::RelayInfo;
 
@@ -71,8 +72,19 @@ pub struct Client {
     pub ip: IpAddr,
     /// Whether it is the peer itself: a program on this machine, or a trusted proxy that forwards nobody.
     pub is_local: bool,
+    /// The local name under which the client has reached the relay; `None` for a public one.
+    pub reached: Option<Authority>,
     /// Of its address where a proxy forwards it; held as long as the connection.
     _place: Place,
+}
+
+impl Client {
+    fn new(headers: &HeaderMap, ip: IpAddr, is_local: bool, place: Place) -> Client {
+        let ip = ip.to_canonical();
+        let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+        let reached = host.and_then(|host| Authority::guess(host, ip));
+        Client { ip, is_local, reached, _place: place }
+    }
 }
 
 /// Where the answer to an upgrade leaves what the connection goes on with.
@@ -182,14 +194,14 @@ impl Http {
         let limits = &self.config.load().limits;
         let Some(ip) = self.forwarded_ip(headers, peer) else {
             let is_local = peer.to_canonical().is_loopback() || limits.trusts_proxy(peer);
-            return Ok(Client { ip: peer.to_canonical(), is_local, _place: Place::unlimited() });
+            return Ok(Client::new(headers, peer, is_local, Place::unlimited()));
         };
         if self.clients.is_banned(ip, Instant::now()) {
             return Err("your address is shut out for a while\n");
         }
         let place =
             self.places.take(ip, limits.connections_per_ip_max).ok_or("too many connections from your address\n")?;
-        Ok(Client { ip: ip.to_canonical(), is_local: false, _place: place })
+        Ok(Client::new(headers, ip, false, place))
     }
 
     /// Whose connection a trusted proxy forwards: the last entry of its list that is not such a proxy itself. `None`

@@ -68,7 +68,7 @@ async fn limits_follow_a_reload() {
     let binary = Binary::new();
     binary.configure("[rate]\nreqs_per_sec = 0\n");
     let relay = binary.serve();
-    let mut client = Client::connect_as(relay.addr(), "192.0.2.1").await;
+    let mut client = Client::connect_from(relay.addr(), "192.0.2.1").await;
     for _ in 0..100 {
         client.query(json!({"limit": 0})).await;
     }

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::{Account, Clients, Excess};
 use crate::config::Live;
+use crate::protocol::PublicKey;
 use crate::protocol::message::{ClientMessage, Refusal};
 use crate::relay::ingest::Rejection;
 
@@ -46,9 +47,12 @@ impl Meter {
         Meter { account, clients, config }
     }
 
-    /// From now on nothing is charged: the client has proven a key that is exempt.
-    pub fn exempt(&mut self) {
-        self.account = None;
+    /// The client has proven these keys (NIP-42): if one is exempt, nothing is charged from now on.
+    pub fn prove(&mut self, keys: &[PublicKey]) {
+        let rate = &self.config.load().rate;
+        if keys.iter().any(|key| rate.exempt_keys.contains(&key.to_hex())) {
+            self.account = None;
+        }
     }
 
     /// Charges a message of `bytes` bytes, and `queried`, the time that query threads have spent on the connection
@@ -199,7 +203,10 @@ mod tests {
     /// are no garbage, and an exempt connection is charged nothing.
     #[test]
     fn garbage_is_counted() {
-        let mut bench = bench(|config| (config.rate.garbage_per_sec, config.rate.garbage_burst) = (1, 5));
+        let mut bench = bench(|config| {
+            (config.rate.garbage_per_sec, config.rate.garbage_burst) = (1, 5);
+            config.rate.exempt_keys = vec!["ab".repeat(32)];
+        });
         assert!((0..9).all(|_| bench.say("[\"REQ\",\"a\",{\"search\":\"x\"}]", 0).1 == Conduct::Fine));
         let now = bench.start;
         let forged = Rejection::Invalid(crate::protocol::verify::Invalid::Signature);
@@ -207,7 +214,9 @@ mod tests {
         assert_eq!(bench.meter.rejected(&forged, now), Conduct::Fine);
         assert_eq!(bench.say("hello", 0).1, Conduct::Banned);
         assert_eq!(bench.say("[\"REQ\",\"a\",{}]", 0).1, Conduct::Banned);
-        bench.meter.exempt();
+        bench.meter.prove(&[PublicKey([7; 32])]);
+        assert_eq!(bench.say("hello", 0).1, Conduct::Banned, "another key changes nothing");
+        bench.meter.prove(&[PublicKey([7; 32]), PublicKey([0xab; 32])]);
         assert!((0..9).all(|_| bench.say("hello", 0).1 == Conduct::Fine));
     }
 }

@@ -14,7 +14,8 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error, Message};
 
-use super::json_of;
+use super::relay::SERVICE_URL;
+use super::{Keys, NOW, json_of};
 
 /// Ends a test that waits for something that does not come. Far above what any answer takes on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -30,6 +31,8 @@ pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
 /// One connection to a relay. Messages that a helper does not wait for are kept for the next one, in order.
 pub struct Client {
     socket: WebSocketStream<TcpStream>,
+    /// What the relay asked to be signed when the connection began (NIP-42).
+    pub challenge: String,
     held: VecDeque<Value>,
 }
 
@@ -50,27 +53,56 @@ impl Stored {
 
 impl Client {
     pub async fn connect(addr: SocketAddr) -> Client {
-        Client::connect_with(addr, &[]).await.expect("the relay speaks WebSocket")
+        Client::connect_as(addr, &format!("ws://{addr}/")).await
+    }
+
+    /// Connects to `addr` in the belief that it is `url`.
+    pub async fn connect_as(addr: SocketAddr, url: &str) -> Client {
+        Client::connect_with(addr, url, &[]).await.expect("the relay speaks WebSocket")
     }
 
     /// As somebody whom a reverse proxy on this machine forwards.
-    pub async fn connect_as(addr: SocketAddr, ip: &str) -> Client {
-        Client::connect_with(addr, &[("x-forwarded-for", ip)]).await.expect("the relay speaks WebSocket")
+    pub async fn connect_from(addr: SocketAddr, ip: &str) -> Client {
+        Client::try_connect_from(addr, ip).await.expect("the relay speaks WebSocket")
+    }
+
+    /// As [`Client::connect_from`], where the relay may refuse.
+    pub async fn try_connect_from(addr: SocketAddr, ip: &str) -> Result<Client, Error> {
+        Client::connect_with(addr, &format!("ws://{addr}/"), &[("x-forwarded-for", ip)]).await
     }
 
     /// Shakes hands with further headers; the relay may refuse.
-    pub async fn connect_with(addr: SocketAddr, headers: &[(&'static str, &str)]) -> Result<Client, Error> {
+    async fn connect_with(addr: SocketAddr, url: &str, headers: &[(&'static str, &str)]) -> Result<Client, Error> {
         let stream = soon("the connection", TcpStream::connect(addr)).await.expect("the relay listens");
         stream.set_nodelay(true).expect("a socket option");
         // The tests send frames that are too large on purpose; only the relay's limits are under test.
         let config = WebSocketConfig::default().max_message_size(None).max_frame_size(None);
-        let mut request = format!("ws://{addr}/").into_client_request().expect("a URL");
+        let mut request = url.into_client_request().expect("a URL");
         for (name, value) in headers {
             request.headers_mut().insert(*name, value.parse().expect("a header value"));
         }
         let handshake = tokio_tungstenite::client_async_with_config(request, stream, Some(config));
-        let (socket, _) = soon("the handshake", handshake).await?;
-        Ok(Client { socket, held: VecDeque::new() })
+        let (mut socket, _) = soon("the handshake", handshake).await?;
+        // A relay that is killed at this moment says nothing; the test will notice.
+        let greeting = match soon("the challenge", socket.next()).await {
+            Some(Ok(Message::Text(text))) => serde_json::from_str(&text).expect("the relay sends JSON"),
+            _ => Value::Null,
+        };
+        assert!(greeting.is_null() || greeting[0] == "AUTH", "the first message is {greeting}");
+        let challenge = greeting[1].as_str().unwrap_or_default().to_owned();
+        Ok(Client { socket, challenge, held: VecDeque::new() })
+    }
+
+    /// Sends an AUTH event; the flag and text of its OK.
+    pub async fn auth(&mut self, event: &Event) -> (bool, String) {
+        self.send(format!("[\"AUTH\",{}]", json_of(event))).await;
+        self.ok_for(&event.id.to_hex()).await
+    }
+
+    /// Authenticates with a key, as the relays of these tests are known and at the time that they start with.
+    pub async fn prove(&mut self, keys: &Keys) {
+        let answer = self.auth(&keys.auth(&self.challenge, SERVICE_URL, NOW)).await;
+        assert_eq!(answer, (true, String::new()));
     }
 
     pub async fn send(&mut self, text: impl Into<String>) {
