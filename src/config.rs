@@ -9,6 +9,7 @@ mod check;
 mod ip_range;
 mod kind_range;
 mod live;
+mod operation;
 mod rate;
 mod read;
 
@@ -22,6 +23,7 @@ pub use access::{Access, PowRule};
 pub use ip_range::{IpRange, IpRangeError};
 pub use kind_range::{KindRange, KindRangeError};
 pub use live::{Live, Reloaded, reload};
+pub use operation::Operation;
 pub use rate::Rate;
 pub use read::{ConfigError, Origin};
 
@@ -51,6 +53,8 @@ pub struct Config {
     pub limits: Limits,
     /// What one client may ask for a second.
     pub rate: Rate,
+    /// What whoever looks after the relay gets to see.
+    pub operation: Operation,
     /// Who may read and write.
     pub access: Access,
     /// The memory budget.

@@ -23,6 +23,7 @@ pub mod backup;
 pub mod compact;
 pub mod count;
 pub mod delete;
+pub mod explain;
 pub mod export;
 pub mod import;
 pub mod query;
@@ -31,6 +32,7 @@ pub mod restore;
 pub mod serve;
 pub mod status;
 pub mod time;
+pub mod top;
 pub mod verify;
 
 use std::io::Write;
@@ -88,6 +90,8 @@ pub enum Command {
     Verify(verify::VerifyArgs),
     Repair(repair::RepairArgs),
     Status(status::StatusArgs),
+    Top(top::TopArgs),
+    Explain(explain::ExplainArgs),
     /// Make or show keys
     #[command(subcommand)]
     Key(key::KeyCommand),
@@ -126,6 +130,8 @@ pub fn run(cli: Cli) -> Result<ExitCode, Error> {
         Command::Verify(_) => verify::run(&config, out),
         Command::Repair(args) => repair::run(&args, &config, out),
         Command::Status(args) => status::run(&args, &config, out),
+        Command::Top(args) => top::run(&args, &config, out),
+        Command::Explain(args) => explain::run(&args, &config, out),
         Command::Key(_) | Command::Completions(_) => unreachable!("run before the settings were read"),
     }
 }

@@ -111,6 +111,8 @@ async fn serve(
     if let Err(error) = opened.describe_owner(&owner) {
         tracing::warn!(%error, "other commands will not find this relay");
     }
+    let metrics = server.serve_metrics().await;
+    metrics.map_err(|error| Error::Failed(format!("cannot serve metrics (operation.metrics_listen): {error}")))?;
     announce(server.addr());
     operation.run(&server).await;
     tracing::info!("stopping; a second signal stops at once");

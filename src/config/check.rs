@@ -27,6 +27,9 @@ pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
     check_rules(config)?;
     super::access::check(config)?;
     check_relations(config)?;
+    if let Err(error) = config.operation.metrics_addr() {
+        return Err(config.refuse("operation.metrics_listen", format!("{error}; an address and a port, or \"\"")));
+    }
     check_service_url(config)
 }
 
@@ -34,7 +37,9 @@ type Range = (&'static str, u64, RangeInclusive<u64>);
 
 /// The range of every number.
 fn ranges(config: &Config) -> Vec<Range> {
-    [limit_ranges, rate_ranges, access_ranges, storage_ranges, retention_ranges].map(|list| list(config)).concat()
+    [limit_ranges, rate_ranges, operation_ranges, access_ranges, storage_ranges, retention_ranges]
+        .map(|list| list(config))
+        .concat()
 }
 
 fn limit_ranges(config: &Config) -> Vec<Range> {
@@ -94,6 +99,10 @@ fn rate_ranges(config: &Config) -> Vec<Range> {
         ranges.extend([(speed_key, speed, 0..=MIB * KIB), (burst_key, burst, 1..=MIB * KIB)]);
     }
     ranges
+}
+
+fn operation_ranges(config: &Config) -> Vec<Range> {
+    vec![("operation.slow_query_ms", config.operation.slow_query_ms, 0..=3_600_000)]
 }
 
 fn retention_ranges(config: &Config) -> Vec<Range> {

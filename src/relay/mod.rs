@@ -4,11 +4,14 @@
 //! arrives there, from whichever thread.
 
 pub mod clock;
+pub mod counters;
+pub mod explain;
 pub mod fanout;
 pub mod ingest;
 pub mod maintenance;
 pub mod outbox;
 pub mod query;
+pub mod querylog;
 pub mod sweeper;
 pub mod writer;
 
@@ -18,11 +21,14 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 pub use clock::Clock;
+use counters::Counters;
+use explain::Measured;
 use fanout::Fanout;
 use ingest::{Ingest, Rejection, Sender};
 use maintenance::Maintenance;
 use outbox::{Outbox, Serial};
 use query::{Job, Queries};
+use querylog::QueryFigures;
 use writer::{Submission, Writer};
 
 use crate::auth::Gate;
@@ -74,6 +80,7 @@ impl Relay {
         let fanout = Arc::new(Fanout::new(readable, gate.private().clone()));
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let queries = Queries::start(store.clone(), &config.limits, config.limits.query_threads_on(cores))?;
+        queries.log_from(config.operation.slow_query());
         let writer = Writer::start(store.clone(), fanout.clone(), clock.clone(), &config.storage)?;
         let maintenance = Maintenance::start(store.clone(), &config.storage)?;
         let config = Live::from(config);
@@ -146,6 +153,40 @@ impl Relay {
     /// As [`Maintenance::compact`].
     pub fn compact(&self, progress: &dyn Fn(u64, u64)) -> Result<Option<CompactReport>, StoreError> {
         self.maintenance.compact(progress)
+    }
+
+    /// What is counted.
+    pub fn counters(&self) -> &Counters {
+        self.fanout.counters()
+    }
+
+    /// Runs a filter to see what it costs; see [`explain::measure`]. Blocks.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn measure(&self, filter: &Filter) -> Result<Measured, StoreError> {
+        explain::measure(&*self.store, filter, &self.config().limits, self.clock.now())
+    }
+
+    /// Figures about queries.
+    pub fn query_figures(&self) -> QueryFigures {
+        self.queries.figures()
+    }
+
+    /// Events and bytes that wait for the writer.
+    pub fn writer_queue(&self) -> (usize, usize) {
+        self.writer.queued()
+    }
+
+    /// Why the store takes no writes; `None` while it does.
+    pub fn problem(&self) -> Option<&'static str> {
+        self.writer.problem(Instant::now())
+    }
+
+    /// Puts other settings in force; see [`Live`].
+    pub fn reload(&self, config: Config) {
+        self.queries.log_from(config.operation.slow_query());
+        self.config.replace(config);
     }
 
     /// Figures about the store.

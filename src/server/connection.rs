@@ -181,6 +181,7 @@ impl Connection {
         let wire = self.socket.get_mut();
         let waiting = wire.frames.unwritten().len();
         let drained = wire.poll_drain(cx);
+        self.relay.counters().sent_bytes.add(waiting - wire.frames.unwritten().len());
         // A slow reader that goes on taking is alive. What the system merely buffers says nothing about the client.
         if self.blocked && wire.frames.unwritten().len() < waiting {
             self.idle.seen(Instant::now());
@@ -238,6 +239,9 @@ impl Connection {
         self.idle.seen(Instant::now());
         match received {
             Some(Ok(Message::Text(text))) => {
+                let counters = self.relay.counters();
+                counters.messages.add(1);
+                counters.message_bytes.add(text.len());
                 let queried = self.outbox.take_query_time();
                 let (message, conduct) =
                     self.meter.charge(ClientMessage::parse(&text), text.len(), queried, Instant::now());
@@ -318,7 +322,9 @@ impl Connection {
         match self.relay.check(event, &sender) {
             Ok(event) => self.submission = Some(Box::new(Submission { event, reply: self.outbox.clone() })),
             Err(rejection) => {
-                self.frames().text(&message::ok(&id, rejection.is_accepted(), &rejection.to_string()));
+                let (accepted, text) = (rejection.is_accepted(), rejection.to_string());
+                self.relay.counters().answered(accepted, &text);
+                self.frames().text(&message::ok(&id, accepted, &text));
                 self.peer.answered();
                 return self.go_by(self.meter.rejected(&rejection, Instant::now()));
             }
@@ -348,6 +354,7 @@ impl Connection {
     }
 
     fn too_slow(&mut self) -> End {
+        self.relay.counters().too_slow.add(1);
         self.frames().text(&message::notice("error: too slow for the events of your subscriptions"));
         End::ByRelay(CloseCode::Policy, "too slow")
     }

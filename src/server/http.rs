@@ -27,6 +27,7 @@ use super::rate::Clients;
 use crate::auth::Authority;
 use crate::config::{Config, Live};
 use crate::protocol::relay_info::RelayInfo;
+use crate::relay::Relay;
 
 /// Bytes of a request's header.
 const HEADER_BYTES_MAX: usize = 16 * 1024;
@@ -36,6 +37,7 @@ const PREFLIGHT_SECS: &str = "86400";
 
 /// Answers requests by these settings.
 pub struct Http {
+    relay: Arc<Relay>,
     config: Live,
     told: ArcSwap<Told>,
     places: Places,
@@ -92,9 +94,10 @@ type Slot = Mutex<Option<(OnUpgrade, Client)>>;
 
 impl Http {
     /// Prepares the answers.
-    pub fn new(config: Live, clients: Arc<Clients>) -> Self {
+    pub fn new(relay: Arc<Relay>, clients: Arc<Clients>) -> Self {
+        let config = relay.live_config().clone();
         let told = ArcSwap::from_pointee(Told::new(&config.load()));
-        Http { config, told, places: Places::default(), clients }
+        Http { relay, config, told, places: Places::default(), clients }
     }
 
     /// Prepares the answers anew, by the settings in force now.
@@ -139,7 +142,10 @@ impl Http {
     fn answer(&self, request: Request<Incoming>, peer: IpAddr, slot: &Slot) -> Response<Full<Bytes>> {
         match (request.method(), request.uri().path()) {
             (&Method::OPTIONS, _) => preflight(),
-            (&Method::GET | &Method::HEAD, "/healthz") => text(StatusCode::OK, "ok\n"),
+            (&Method::GET | &Method::HEAD, "/healthz") => match self.relay.problem() {
+                None => text(StatusCode::OK, "ok\n"),
+                Some(_) => text(StatusCode::SERVICE_UNAVAILABLE, "the store takes no writes\n"),
+            },
             (&Method::GET | &Method::HEAD, "/") => self.answer_root(request, peer, slot),
             (&Method::GET | &Method::HEAD, _) => text(StatusCode::NOT_FOUND, "not found\n"),
             _ => {
@@ -197,6 +203,7 @@ impl Http {
             return Ok(Client::new(headers, peer, is_local, Place::unlimited()));
         };
         if self.clients.is_banned(ip, Instant::now()) {
+            self.relay.counters().turned_away.add(1);
             return Err("your address is shut out for a while\n");
         }
         let place =

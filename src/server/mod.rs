@@ -9,6 +9,7 @@ pub mod frames;
 pub mod handover;
 pub mod http;
 pub mod idle;
+mod metrics;
 pub mod peer;
 pub mod places;
 pub mod rate;
@@ -19,8 +20,8 @@ pub mod wire;
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
@@ -32,8 +33,9 @@ use crate::config::{self, Config, ConfigError, Reloaded};
 use crate::relay::outbox::Outbox;
 use crate::relay::{Clock, Relay};
 use crate::store::Store;
+use crate::store::dir::free_bytes_at;
 use connection::Connection;
-use control::{Control, Status};
+use control::{Control, Queues, Status};
 use http::{Client, Http};
 use places::Place;
 use rate::{Clients, Meter};
@@ -61,6 +63,8 @@ struct Shared {
     started: Instant,
     http: Http,
     clients: Arc<Clients>,
+    /// The data directory, where there is one.
+    dir: OnceLock<PathBuf>,
     /// To be passed to the process that takes over.
     listener: std::net::TcpListener,
     /// Whether it was.
@@ -93,12 +97,13 @@ impl Server {
         let addr = listener.local_addr()?;
         let passed_on = listener.try_clone()?;
         let listener = TcpListener::from_std(listener)?;
-        let relay = Relay::start(config, store, clock).map_err(io::Error::other)?;
+        let relay = Arc::new(Relay::start(config, store, clock).map_err(io::Error::other)?);
         let clients = Arc::new(Clients::new(Instant::now()));
         let shared = Arc::new(Shared {
             started: Instant::now(),
-            http: Http::new(relay.live_config().clone(), clients.clone()),
-            relay: Arc::new(relay),
+            http: Http::new(relay.clone(), clients.clone()),
+            relay,
+            dir: OnceLock::new(),
             listener: passed_on,
             handed_over: watch::Sender::new(false),
             clients,
@@ -115,8 +120,23 @@ impl Server {
     /// # Errors
     /// When the socket cannot be made, for example because the directory's path is too long for one.
     pub fn listen_for_commands(&mut self, dir: &Path) -> io::Result<()> {
+        let _ = self.shared.dir.set(dir.to_owned());
         self.control = Some(Control::start(dir, self.shared.clone(), self.stop.subscribe())?);
         Ok(())
+    }
+
+    /// Serves metrics where the settings say so; the address.
+    ///
+    /// # Errors
+    /// When that cannot be listened on.
+    pub async fn serve_metrics(&self) -> io::Result<Option<SocketAddr>> {
+        let Some(addr) = self.config().operation.metrics_addr().map_err(io::Error::other)? else {
+            return Ok(None);
+        };
+        let listener = metrics::listen(addr).await?;
+        let addr = listener.local_addr()?;
+        tokio::spawn(metrics::serve(listener, self.shared.clone(), self.stop.subscribe()));
+        Ok(Some(addr))
     }
 
     /// The settings in force.
@@ -130,7 +150,7 @@ impl Server {
     /// When that does not go together with what stays; nothing has changed then.
     pub fn reload(&self, wanted: &Config) -> Result<Reloaded, ConfigError> {
         let reloaded = config::reload(&self.config(), wanted)?;
-        self.shared.relay.live_config().replace(reloaded.config.clone());
+        self.shared.relay.reload(reloaded.config.clone());
         self.shared.http.reload();
         Ok(reloaded)
     }
@@ -192,6 +212,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, mut stopping: watch:
                         connections.spawn(serve(socket, place, peer, shared.clone(), stopping.clone()));
                     }
                     _ => {
+                        shared.relay.counters().turned_away.add(1);
                         tracing::debug!(connections = connections.len(), "a connection was refused for want of places");
                         let _ = socket.try_write(FULL);
                     }
@@ -232,6 +253,7 @@ async fn serve(
     let Some(shaken) = shaken else {
         return;
     };
+    shared.relay.counters().connections.add(1);
     let outbox = shared.relay.connect();
     let _open = shared.enter(&outbox);
     if *stopping.borrow() {
@@ -259,10 +281,17 @@ impl Shared {
     }
 
     fn status(&self) -> Status {
+        let (writer_events, writer_bytes) = self.relay.writer_queue();
+        let disk_free_bytes = self.dir.get().and_then(|dir| free_bytes_at(dir).ok());
         Status {
             uptime_secs: self.started.elapsed().as_secs(),
             connections: self.open.lock().unwrap_or_else(PoisonError::into_inner).len(),
             subscriptions: self.relay.subscriptions(),
+            banned: self.clients.banned(Instant::now()),
+            problem: self.relay.problem().map(str::to_owned),
+            figures: self.relay.counters().figures(),
+            queries: self.relay.query_figures(),
+            queues: Queues { writer_events, writer_bytes, disk_free_bytes },
             stats: self.relay.stats(),
         }
     }

@@ -10,11 +10,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use crate::protocol::supersede::Verdict;
-use crate::protocol::{Event, EventId, Kind, PublicKey, Verified};
+use crate::protocol::{Event, EventId, Filter, Kind, PublicKey, Verified};
 
 use super::batch::Batch;
 use super::compact::{self, CompactReport, Pace};
 use super::dir::{DataDir, Generation};
+use super::explain::Explanation;
 use super::index::bloom::Bloom;
 use super::index::buffer::BufferedIndex;
 use super::index::{Engine, IndexError, Key, Value};
@@ -323,6 +324,10 @@ impl Store for EmbeddedStore {
 
     fn scan(&self, query: Query) -> Result<Box<dyn Scan>, StoreError> {
         Ok(Box::new(EmbeddedScan::new(self.files(), query)))
+    }
+
+    fn explain(&self, filter: &Filter) -> Explanation {
+        Explanation::of(filter)
     }
 
     fn compact(&self, pace: &Pace<'_>) -> Result<Option<CompactReport>, StoreError> {

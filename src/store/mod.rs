@@ -8,6 +8,7 @@ pub mod compact;
 pub mod damage;
 pub mod dir;
 pub mod embedded;
+pub mod explain;
 pub mod fault;
 pub mod index;
 pub mod log;
@@ -31,6 +32,7 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use compact::{CompactReport, Pace};
+use explain::Explanation;
 
 use crate::protocol::supersede::Verdict;
 use crate::protocol::{Event, EventId, Filter, Kind, Verified, Visibility};
@@ -300,6 +302,11 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// When the index cannot be read.
     fn scan(&self, query: Query) -> Result<Box<dyn Scan>, StoreError>;
+
+    /// How a filter would be looked up.
+    fn explain(&self, _filter: &Filter) -> Explanation {
+        Explanation::default()
+    }
 
     /// Frees what removed events take on the disk, beside reads and writes; `None` where there is nothing to do that
     /// for. Takes long: for a thread of its own.

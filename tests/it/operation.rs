@@ -175,3 +175,49 @@ fn what_is_packaged_is_true() {
     let command: Vec<&str> = value("ExecStart=/usr/bin/").split(' ').collect();
     <sledge::cli::Cli as clap::Parser>::try_parse_from(command).unwrap();
 }
+
+/// Figures for Prometheus stand on their own address, in its format, and not on the public one.
+#[tokio::test]
+async fn metrics_have_an_address_of_their_own() {
+    let binary = Binary::new();
+    binary.configure("[operation]\nmetrics_listen = \"127.0.0.1:0\"\n");
+    let relay = binary.serve();
+    let line = relay.wait_for_line("metrics are served");
+    let addr = line.split("addr=").nth(1).unwrap().trim().parse().unwrap();
+    let mut client = Client::connect(relay.addr()).await;
+    let note = Keys::new(1).note(NOW, "");
+    client.publish(&note).await;
+    client.publish(&note).await;
+    let response = request(addr, "GET /metrics HTTP/1.1", &[]).await;
+    assert_eq!(response.status, 200);
+    for line in [
+        "sledge_events_stored_total 1",
+        "sledge_events_duplicate_total 1",
+        "sledge_events_refused_total{reason=\"invalid\"} 0",
+        "sledge_connections 1",
+        "sledge_healthy 1",
+        "sledge_events 1",
+        "# EOF",
+    ] {
+        assert!(response.body.lines().any(|found| found == line), "{line} is missing:\n{}", response.body);
+    }
+    assert!(response.body.lines().any(|line| line.starts_with("sledge_disk_free_bytes ")));
+    assert_eq!(request(addr, "GET / HTTP/1.1", &[]).await.status, 404);
+    assert_eq!(request(relay.addr(), "GET /metrics HTTP/1.1", &[]).await.status, 404);
+}
+
+/// `status`, `top` and `explain` reach the running relay.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_running_relay_can_be_looked_at() {
+    let binary = Binary::new();
+    let relay = binary.serve();
+    let mut client = Client::connect(relay.addr()).await;
+    client.publish(&Keys::new(1).note(NOW, "")).await;
+    client.req("open", &[json!({})]).await;
+    let status: Value = serde_json::from_str(&binary.run(&["status", "--json"]).ok()).unwrap();
+    assert_eq!((status["figures"]["stored"].as_u64(), status["queries"]["finished"].as_u64()), (Some(1), Some(1)));
+    let top = binary.run(&["top", "--once"]).ok();
+    assert!(top.contains(", well\n") && top.contains("1 connections, 1 subscriptions"), "{top}");
+    let plan = binary.run(&["explain", "{\"kinds\":[1]}"]).ok();
+    assert!(plan.starts_with("by kind, in one stretch: 1 events ("), "{plan}");
+}

@@ -81,7 +81,8 @@ impl Meter {
             Err(_) => spent.spend_request(rate, now),
         });
         let unreadable = parsed.as_ref().err().is_some_and(is_garbage);
-        if unreadable && spent.owe_garbage(UNREADABLE_POINTS, rate, now) {
+        drop(spent);
+        if unreadable && account.owe_garbage(UNREADABLE_POINTS, rate, now) {
             return (parsed, Conduct::Banned);
         }
         match (charged, parsed) {
@@ -107,7 +108,7 @@ impl Meter {
     fn charge_points(&self, points: u64, now: Instant) -> Conduct {
         let now = self.clients.nanos(now);
         match &self.account {
-            Some(account) if account.lock().owe_garbage(points, &self.config.load().rate, now) => Conduct::Banned,
+            Some(account) if account.owe_garbage(points, &self.config.load().rate, now) => Conduct::Banned,
             _ => Conduct::Fine,
         }
     }

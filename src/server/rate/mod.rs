@@ -8,6 +8,8 @@ pub mod bucket;
 pub mod meter;
 
 use std::collections::HashMap;
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -29,6 +31,8 @@ const NEW_BETWEEN_SWEEPS: usize = 1_000;
 #[derive(Debug)]
 pub struct Clients {
     started: Instant,
+    /// The key of the numbers that stand for addresses in the log.
+    tags: RandomState,
     accounts: Mutex<Accounts>,
 }
 
@@ -41,6 +45,8 @@ struct Accounts {
 /// What one address has spent.
 #[derive(Debug, Default)]
 pub struct Account {
+    /// Names the address in the log: the same number for the same address while this process lives, and no way back.
+    tag: u32,
     spent: Mutex<Spent>,
 }
 
@@ -75,7 +81,7 @@ pub enum Excess {
 impl Clients {
     /// No accounts yet. `now` is the beginning of their time.
     pub fn new(now: Instant) -> Self {
-        Clients { started: now, accounts: Mutex::default() }
+        Clients { started: now, tags: RandomState::new(), accounts: Mutex::default() }
     }
 
     fn nanos(&self, now: Instant) -> u64 {
@@ -92,7 +98,8 @@ impl Clients {
         if accounts.new_since_sweep >= NEW_BETWEEN_SWEEPS || accounts.of.len() >= ACCOUNTS_MAX {
             accounts.sweep(self.nanos(now));
         }
-        let account = Arc::new(Account::default());
+        let tag = self.tags.hash_one(subscriber(ip)) as u32;
+        let account = Arc::new(Account { tag, spent: Mutex::default() });
         // A flood from more addresses than that is met by the limit on connections; theirs begin anew each time.
         if accounts.of.len() < ACCOUNTS_MAX {
             accounts.of.insert(subscriber(ip), account.clone());
@@ -167,6 +174,15 @@ impl Spent {
 }
 
 impl Account {
+    /// Adds points for garbage; whether that shuts the address out.
+    fn owe_garbage(&self, points: u64, rate: &Rate, now: u64) -> bool {
+        let banned = self.lock().owe_garbage(points, rate, now);
+        if banned {
+            tracing::info!(client = format_args!("{:08x}", self.tag), secs = rate.ban_secs, "shut out for garbage");
+        }
+        banned
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Spent> {
         self.spent.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -149,6 +149,8 @@ impl Binary {
 pub struct Serving {
     child: Child,
     addr: SocketAddr,
+    /// What was logged before it listened.
+    before: Vec<String>,
     stderr: Receiver<String>,
 }
 
@@ -160,7 +162,7 @@ impl Serving {
         let mut seen = Vec::new();
         while let Ok(line) = stderr.recv_timeout(PATIENCE) {
             if let Some(addr) = address_in(&line) {
-                return Serving { child, addr, stderr };
+                return Serving { child, addr, before: seen, stderr };
             }
             seen.push(line);
         }
@@ -187,6 +189,9 @@ impl Serving {
 
     /// Waits for a line of the log that contains `text`, and gives it.
     pub fn wait_for_line(&self, text: &str) -> String {
+        if let Some(line) = self.before.iter().find(|line| line.contains(text)) {
+            return line.clone();
+        }
         let mut seen = Vec::new();
         while let Ok(line) = self.stderr.recv_timeout(PATIENCE) {
             if line.contains(text) {
