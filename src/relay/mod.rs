@@ -9,6 +9,7 @@ pub mod explain;
 pub mod fanout;
 pub mod ingest;
 pub mod maintenance;
+pub mod negotiation;
 pub mod outbox;
 pub mod query;
 pub mod querylog;
@@ -26,6 +27,7 @@ use explain::Measured;
 use fanout::Fanout;
 use ingest::{Ingest, Rejection, Sender};
 use maintenance::Maintenance;
+use negotiation::{Budget, Negotiation, Opening};
 use outbox::{Outbox, Serial};
 use query::{Job, Queries};
 use querylog::QueryFigures;
@@ -35,7 +37,7 @@ use crate::auth::Gate;
 use crate::config::{Config, Live};
 use crate::protocol::{Event, Filter, Verified, Visibility};
 use crate::store::compact::CompactReport;
-use crate::store::{Store, StoreError, StoreStats};
+use crate::store::{Query, Store, StoreError, StoreStats, Wanted};
 
 /// Locks; a panic elsewhere while holding the lock is no reason to stop serving, since no guarded state here is left
 /// half changed by code that can panic.
@@ -53,6 +55,7 @@ pub struct Relay {
     fanout: Arc<Fanout>,
     writer: Writer,
     queries: Queries,
+    negotiable: Arc<Budget>,
     maintenance: Maintenance,
     connections: AtomicU64,
 }
@@ -86,7 +89,8 @@ impl Relay {
         let config = Live::from(config);
         let ingest = Ingest::new(config.clone(), store.clone());
         let connections = AtomicU64::new(0);
-        Ok(Relay { config, store, clock, gate, ingest, fanout, writer, queries, maintenance, connections })
+        let negotiable = Budget::new(config.load().sync.records_max);
+        Ok(Relay { config, store, clock, gate, ingest, fanout, writer, queries, negotiable, maintenance, connections })
     }
 
     /// The settings in force now.
@@ -145,6 +149,22 @@ impl Relay {
     /// Counts stored events; the answer comes in a page without rows.
     pub fn count(&self, outbox: &Arc<Outbox>, serial: Serial, filters: Vec<Filter>, visible: Visibility) {
         self.queries.begin(Job::count(outbox, serial, filters, visible, self.clock.now()));
+    }
+
+    /// Opens a reconciliation (NIP-77); the answer to its first message comes through the outbox.
+    pub fn negotiate(&self, outbox: &Arc<Outbox>, mut opening: Opening, visible: Visibility) {
+        let limit =
+            opening.filter.limit.take().map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
+        let wanted = Wanted { filter: opening.filter.clone(), limit, whole_seconds: false };
+        let now = self.clock.now();
+        let query = Query { wanted: vec![wanted], now, before: None, visible };
+        let limits = &self.config().sync;
+        self.queries.negotiate(Negotiation::open(outbox, opening, query, limits, &self.negotiable));
+    }
+
+    /// Has the next message of a reconciliation answered.
+    pub fn go_on(&self, negotiation: Box<Negotiation>) {
+        self.queries.negotiate(negotiation);
     }
 
     /// Compacts the store on the calling thread; see [`Maintenance::compact`].

@@ -5,7 +5,7 @@ use crate::protocol::relay_info::{Limitation, RelayInfo};
 use crate::protocol::subscription::SUBSCRIPTION_ID_CHARS_MAX;
 
 /// NIPs that the relay implements; those that only concern clients are not listed.
-const SUPPORTED_NIPS: [u16; 13] = [1, 2, 9, 11, 13, 17, 40, 42, 45, 59, 62, 67, 70];
+const SUPPORTED_NIPS: [u16; 14] = [1, 2, 9, 11, 13, 17, 40, 42, 45, 59, 62, 67, 70, 77];
 
 /// The relay information document for these settings.
 pub fn relay_info(config: &Config) -> RelayInfo {

@@ -20,6 +20,7 @@ use tokio_tungstenite::tungstenite::protocol::{Message, Role, WebSocketConfig};
 use super::frames::Frames;
 use super::http::{Client, Shaken};
 use super::idle::{Idle, Patience};
+use super::negotiations::Call;
 use super::peer::{Action, Peer};
 use super::rate::Meter;
 use super::rate::meter::{Conduct, PAUSE};
@@ -28,7 +29,6 @@ use crate::auth::{Challenge, Session};
 use crate::protocol::Event;
 use crate::protocol::message::{self, ClientMessage};
 use crate::relay::Relay;
-use crate::relay::ingest::Sender;
 use crate::relay::outbox::{Outbox, Outgoing, Serial, Taken};
 use crate::relay::query::Job;
 use crate::relay::writer::Submission;
@@ -100,6 +100,7 @@ impl Connection {
         let idle = Idle::new(limits.idle_ping(), limits.idle_timeout(), Instant::now());
         let timer = Box::pin(tokio::time::sleep_until(idle.next()));
         let session = Session::new(Challenge::new(secp256k1::rand::random()), client.reached.take());
+        let session = if client.is_operator { session.of_operator() } else { session };
         let peer = Peer::new(config.clone(), relay.gate().clone(), session);
         let mut wire = Wire::new(socket);
         wire.frames.text(&peer.greeting());
@@ -147,6 +148,7 @@ impl Connection {
     /// Ends everything that the relay does for this connection.
     fn release(&mut self) {
         self.outbox.close();
+        self.peer.negotiations().close_all();
         self.peer.serials().for_each(|serial| self.relay.unsubscribe(&self.outbox, serial));
     }
 
@@ -299,6 +301,11 @@ impl Connection {
             }
             Action::Count { serial, filters } => self.relay.count(&self.outbox, serial, filters, self.peer.visible()),
             Action::Unsubscribe(serial) => self.unsubscribe(Some(serial)),
+            Action::Negotiate(Call::Open(opening)) => {
+                self.relay.negotiate(&self.outbox, opening, self.peer.visible());
+            }
+            Action::Negotiate(Call::GoOn(negotiation)) => self.relay.go_on(negotiation),
+            Action::Negotiate(Call::Refuse(text)) => self.frames().text(&text),
         }
         Ok(())
     }
@@ -313,13 +320,12 @@ impl Connection {
         let answer = self.peer.authenticate(event, self.relay.now());
         self.frames().text(&answer);
         self.relay.widen(&self.outbox, self.peer.serials(), &self.peer.visible());
-        self.meter.prove(self.peer.keys());
+        self.meter.prove(&self.peer.sender(self.client.ip).keys);
     }
 
     fn publish(&mut self, event: Event) -> Result<(), End> {
         let id = event.id;
-        let sender = Sender::client(self.client.ip, self.peer.keys().clone());
-        match self.relay.check(event, &sender) {
+        match self.relay.check(event, &self.peer.sender(self.client.ip)) {
             Ok(event) => self.submission = Some(Box::new(Submission { event, reply: self.outbox.clone() })),
             Err(rejection) => {
                 let (accepted, text) = (rejection.is_accepted(), rejection.to_string());
@@ -344,6 +350,10 @@ impl Connection {
                     return Err(self.too_slow());
                 }
             }
+            Outgoing::Negotiated(negotiated) => {
+                self.peer.negotiated(*negotiated, Instant::now(), frames);
+                self.set_timer();
+            }
             Outgoing::Page(page) => {
                 let after = self.peer.page(*page, frames);
                 self.resting.extend(after.rest);
@@ -365,9 +375,16 @@ impl Connection {
             Patience::Ping => self.frames().ping(),
             Patience::End => return Err(End::ByRelay(CloseCode::Policy, "silent for too long")),
         }
-        let next = self.idle.next();
-        self.timer.as_mut().reset(next);
+        self.peer.negotiations().expire(Instant::now(), &mut self.socket.get_mut().frames);
+        self.set_timer();
         Ok(())
+    }
+
+    fn set_timer(&mut self) {
+        let next = [Some(self.idle.next()), self.peer.negotiations().next_deadline()].into_iter().flatten().min();
+        if let Some(next) = next {
+            self.timer.as_mut().reset(next);
+        }
     }
 }
 

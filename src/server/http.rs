@@ -24,7 +24,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use super::about;
 use super::places::{Place, Places};
 use super::rate::Clients;
-use crate::auth::Authority;
+use crate::auth::{Authority, Pass};
 use crate::config::{Config, Live};
 use crate::protocol::relay_info::RelayInfo;
 use crate::relay::Relay;
@@ -42,6 +42,7 @@ pub struct Http {
     told: ArcSwap<Told>,
     places: Places,
     clients: Arc<Clients>,
+    pass: Pass,
 }
 
 /// What the relay tells about itself.
@@ -76,17 +77,10 @@ pub struct Client {
     pub is_local: bool,
     /// The local name under which the client has reached the relay; `None` for a public one.
     pub reached: Option<Authority>,
+    /// Whether the client has shown the operator's pass.
+    pub is_operator: bool,
     /// Of its address where a proxy forwards it; held as long as the connection.
     _place: Place,
-}
-
-impl Client {
-    fn new(headers: &HeaderMap, ip: IpAddr, is_local: bool, place: Place) -> Client {
-        let ip = ip.to_canonical();
-        let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
-        let reached = host.and_then(|host| Authority::guess(host, ip));
-        Client { ip, is_local, reached, _place: place }
-    }
 }
 
 /// Where the answer to an upgrade leaves what the connection goes on with.
@@ -97,7 +91,13 @@ impl Http {
     pub fn new(relay: Arc<Relay>, clients: Arc<Clients>) -> Self {
         let config = relay.live_config().clone();
         let told = ArcSwap::from_pointee(Told::new(&config.load()));
-        Http { relay, config, told, places: Places::default(), clients }
+        let pass = Pass::new(secp256k1::rand::random());
+        Http { relay, config, told, places: Places::default(), clients, pass }
+    }
+
+    /// What the operator's commands show when they connect.
+    pub fn pass(&self) -> &Pass {
+        &self.pass
     }
 
     /// Prepares the answers anew, by the settings in force now.
@@ -200,7 +200,7 @@ impl Http {
         let limits = &self.config.load().limits;
         let Some(ip) = self.forwarded_ip(headers, peer) else {
             let is_local = peer.to_canonical().is_loopback() || limits.trusts_proxy(peer);
-            return Ok(Client::new(headers, peer, is_local, Place::unlimited()));
+            return Ok(self.client_at(headers, peer, is_local, Place::unlimited()));
         };
         if self.clients.is_banned(ip, Instant::now()) {
             self.relay.counters().turned_away.add(1);
@@ -208,7 +208,16 @@ impl Http {
         }
         let place =
             self.places.take(ip, limits.connections_per_ip_max).ok_or("too many connections from your address\n")?;
-        Ok(Client::new(headers, ip, false, place))
+        Ok(self.client_at(headers, ip, false, place))
+    }
+
+    fn client_at(&self, headers: &HeaderMap, ip: IpAddr, is_local: bool, place: Place) -> Client {
+        let ip = ip.to_canonical();
+        let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+        let reached = host.and_then(|host| Authority::guess(host, ip));
+        let authorization = headers.get(header::AUTHORIZATION);
+        let is_operator = authorization.is_some_and(|shown| self.pass.is_shown_by(shown.as_bytes()));
+        Client { ip, is_local, reached, is_operator, _place: place }
     }
 
     /// Whose connection a trusted proxy forwards: the last entry of its list that is not such a proxy itself. `None`

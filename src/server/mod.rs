@@ -10,6 +10,7 @@ pub mod handover;
 pub mod http;
 pub mod idle;
 mod metrics;
+pub mod negotiations;
 pub mod peer;
 pub mod places;
 pub mod rate;
@@ -275,7 +276,7 @@ impl Shared {
 
     /// The limits on a client.
     fn meter(&self, client: &Client) -> Meter {
-        let is_exempt = client.is_local || self.relay.config().rate.exempts(client.ip);
+        let is_exempt = client.is_local || client.is_operator || self.relay.config().rate.exempts(client.ip);
         let account = (!is_exempt).then(|| self.clients.account(client.ip, Instant::now()));
         Meter::new(self.clients.clone(), account, self.relay.live_config().clone())
     }

@@ -75,8 +75,8 @@ impl Meter {
         spent.owe_query_time(queried, rate, now);
         let charged = spent.spend_bytes(bytes, rate, now).and_then(|()| match &parsed {
             Ok(ClientMessage::Event(_) | ClientMessage::Auth(_)) => spent.spend_event(rate, now),
-            Ok(ClientMessage::Req(..) | ClientMessage::Count(..)) => spent.spend_request(rate, now),
-            Ok(ClientMessage::Close(_)) => Ok(()),
+            Ok(ClientMessage::Close(_) | ClientMessage::NegClose(_)) => Ok(()),
+            Ok(_) => spent.spend_request(rate, now),
             // What is refused unread is a question like any other.
             Err(_) => spent.spend_request(rate, now),
         });
@@ -117,9 +117,10 @@ impl Meter {
 /// Whether a refused message is nothing that a client would say; what is merely not supported is.
 fn is_garbage(refusal: &Refusal) -> bool {
     match refusal {
-        Refusal::Ok { text, .. } | Refusal::Closed { text, .. } | Refusal::Notice(text) => {
-            !text.starts_with("unsupported:")
-        }
+        Refusal::Ok { text, .. }
+        | Refusal::Closed { text, .. }
+        | Refusal::NegErr { text, .. }
+        | Refusal::Notice(text) => !text.starts_with("unsupported:"),
     }
 }
 
@@ -129,7 +130,10 @@ fn refuse(message: ClientMessage, excess: Excess) -> (Result<ClientMessage, Refu
     let refusal = match message {
         ClientMessage::Event(event) | ClientMessage::Auth(event) => Refusal::Ok { id: event.id.to_hex(), text },
         ClientMessage::Req(id, _) | ClientMessage::Count(id, _) => Refusal::Closed { id: id.as_str().to_owned(), text },
-        ClientMessage::Close(_) => return (Ok(message), Conduct::Pause),
+        ClientMessage::NegOpen(id, ..) | ClientMessage::NegMsg(id, _) => {
+            Refusal::NegErr { id: id.as_str().to_owned(), text }
+        }
+        ClientMessage::Close(_) | ClientMessage::NegClose(_) => return (Ok(message), Conduct::Pause),
     };
     (Err(refusal), Conduct::Pause)
 }

@@ -58,7 +58,7 @@ impl Client {
 
     /// Connects to `addr` in the belief that it is `url`.
     pub async fn connect_as(addr: SocketAddr, url: &str) -> Client {
-        Client::connect_with(addr, url, &[]).await.expect("the relay speaks WebSocket")
+        Client::connect_with(addr, url).await
     }
 
     /// As somebody whom a reverse proxy on this machine forwards.
@@ -68,19 +68,22 @@ impl Client {
 
     /// As [`Client::connect_from`], where the relay may refuse.
     pub async fn try_connect_from(addr: SocketAddr, ip: &str) -> Result<Client, Error> {
-        Client::connect_with(addr, &format!("ws://{addr}/"), &[("x-forwarded-for", ip)]).await
+        let mut request = format!("ws://{addr}/").into_client_request()?;
+        request.headers_mut().insert("x-forwarded-for", ip.parse().expect("a header value"));
+        Client::try_connect_with(addr, request).await
     }
 
-    /// Shakes hands with further headers; the relay may refuse.
-    async fn connect_with(addr: SocketAddr, url: &str, headers: &[(&'static str, &str)]) -> Result<Client, Error> {
+    /// Connects to `addr` with this request.
+    pub async fn connect_with(addr: SocketAddr, request: impl IntoClientRequest + Unpin) -> Client {
+        Client::try_connect_with(addr, request).await.expect("the relay speaks WebSocket")
+    }
+
+    /// As [`Client::connect_with`], where the relay may refuse.
+    async fn try_connect_with(addr: SocketAddr, request: impl IntoClientRequest + Unpin) -> Result<Client, Error> {
         let stream = soon("the connection", TcpStream::connect(addr)).await.expect("the relay listens");
         stream.set_nodelay(true).expect("a socket option");
         // The tests send frames that are too large on purpose; only the relay's limits are under test.
         let config = WebSocketConfig::default().max_message_size(None).max_frame_size(None);
-        let mut request = url.into_client_request().expect("a URL");
-        for (name, value) in headers {
-            request.headers_mut().insert(*name, value.parse().expect("a header value"));
-        }
         let handshake = tokio_tungstenite::client_async_with_config(request, stream, Some(config));
         let (mut socket, _) = soon("the handshake", handshake).await?;
         // A relay that is killed at this moment says nothing; the test will notice.
