@@ -31,8 +31,10 @@
 //!   what is found is [`protocol::visibility`], one predicate for stored queries, COUNT and live events alike.
 //! - [`relay`]: ingest stages, the writer thread, the live index, the query threads, the sweeper for expired events,
 //!   upkeep (compaction by itself).
-//! - [`server`]: one port for WebSocket, NIP-11 and a landing page; a control socket for the command line.
-//! - [`cli`]: one file a command. [`config`]: `sync.toml`. [`error`]: what a caller of the crate can meet.
+//! - [`server`]: one port for WebSocket, NIP-11 and a landing page; [`server::rate`] (what an address may ask for a second);
+//!   a control socket for the command line, metrics on an address of their own. [`relay::counters`] and [`relay::querylog`]
+//!   hold what is counted.
+//! - [`cli`]: one file a command. [`config`]: `sync.toml`, and [`config::Live`], the settings in force until a reload. [`error`]: what a caller of the crate can meet.
 //!
 //! # The walk of an EVENT
 //!
