@@ -11,6 +11,7 @@ use super::event::Fields;
 use super::filter::Filter;
 use super::kind::Kind;
 use super::label;
+use super::slot;
 use super::tag::TagLetter;
 
 /// The kinds that only those involved may read. Labelled events are private whatever their kind.
@@ -115,6 +116,17 @@ impl Visibility {
     /// Whether the reader may see a private event for this audience.
     pub fn is_among(&self, audience: &Audience) -> bool {
         self.0.as_ref().is_none_or(|reader| reader.keys.iter().any(|key| audience.has(key)))
+    }
+
+    /// Whether the reader may see this event, which matches, as an answer to this filter. Versions of settings are for
+    /// those who ask for them, former ones for their author by id; see [`slot`].
+    pub fn answers(&self, filter: &Filter, event: &impl Fields, is_former: impl FnOnce() -> bool) -> bool {
+        let Some(reader) = &self.0 else { return true };
+        let is_in_order = || {
+            slot::is_asked_for(filter)
+                && (!is_former() || (filter.ids.is_some() && reader.keys.contains(event.pubkey())))
+        };
+        self.allows(event) && (!slot::is_version(event) || is_in_order())
     }
 }
 

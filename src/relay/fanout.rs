@@ -24,6 +24,7 @@ use std::sync::{Arc, Mutex};
 use super::counters::Counters;
 use super::lock;
 use super::outbox::{Outbox, Outgoing, Serial};
+use crate::protocol::slot;
 use crate::protocol::visibility::PrivateKinds;
 use crate::protocol::{Event, Filter, Verified, Visibility};
 use crate::store::Position;
@@ -168,6 +169,8 @@ impl Registry {
         self.events_dispatched += 1;
         let (number, slots, index) = (self.events_dispatched, &mut self.slots, &self.index);
         let audience = self.private.audience(&**event);
+        let is_settings = slot::is_version(&**event);
+        let asks = |filter: &Filter| filter.matches(&**event) && (!is_settings || slot::is_asked_for(filter));
         let mut delivered = 0;
         let mut ask = |slot: u32| {
             let subscription = slots[slot as usize].as_mut().expect("terms name slots that are taken");
@@ -176,7 +179,7 @@ impl Registry {
             }
             subscription.asked = number;
             let may_see = audience.as_ref().is_none_or(|audience| subscription.visible.is_among(audience));
-            if may_see && subscription.filters.iter().any(|filter| filter.matches(&**event)) {
+            if may_see && subscription.filters.iter().any(asks) {
                 let json = event.canonical().json.clone();
                 subscription.outbox.push(Outgoing::Live { serial: subscription.serial, json });
                 delivered += 1;
