@@ -8,6 +8,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::link::{Auth, Incoming};
+use super::profile::{Profile, form_of};
 use super::reconcile::{Difference, Negotiation, Refused, Turn, halves};
 use super::session::{LIVE, Session, SessionError};
 use super::status::LinkState;
@@ -15,7 +16,9 @@ use crate::protocol::item::Item;
 use crate::protocol::message::EoseHint;
 use crate::protocol::relay_message::{RelayMessage, prefix};
 use crate::protocol::{Event, EventId, Filter, Kind, SubscriptionId, message};
-use crate::sync::outbox::{Content, Outbox, Step};
+use crate::store::StoreError;
+use crate::sync::draft::SettingsForm;
+use crate::sync::outbox::{Content, Outbox, RelayUrl, Step};
 
 /// How often sets are compared until nothing more moves. Two are usual, a third one sees what was replaced meanwhile.
 const PASSES_MAX: usize = 5;
@@ -45,6 +48,7 @@ impl Session {
                 break;
             }
         }
+        self.on_disk(|profile, _| profile.say_what_is_due()).await?;
         self.state_is(LinkState::Live).await;
         Ok(())
     }
@@ -220,7 +224,7 @@ impl Session {
         let stored = self.on_disk(move |profile, relay| {
             let new = profile.take(events)?;
             profile.tell(relay, |status| status.fetched += new);
-            Ok::<usize, crate::store::StoreError>(new)
+            Ok::<usize, StoreError>(new)
         });
         Ok(stored.await?)
     }
@@ -279,7 +283,8 @@ impl Session {
         let mut taken = 0;
         for part in have.chunks(UPLOADS_MAX) {
             let ids: Vec<EventId> = part.iter().map(|item| item.id).collect();
-            let events = self.on_disk(move |profile, relay| uploadable(profile, relay, ids)).await?;
+            let slots = self.link.about().slots;
+            let events = self.on_disk(move |profile, relay| uploadable(profile, relay, slots, ids)).await?;
             taken += self.upload_part(events).await?;
         }
         Ok(taken)
@@ -352,21 +357,20 @@ fn give_up(rules: &mut Outbox, id: &EventId) {
     }
 }
 
-/// Which of these events the user wrote, the relay may have and no outbox owes it, oldest first.
+/// Which of these events the user wrote, the relay may have and no outbox owes it, oldest first. Settings only in the form
+/// that this relay takes.
 fn uploadable(
-    profile: &super::profile::Profile,
-    relay: &crate::sync::outbox::RelayUrl,
+    profile: &Profile,
+    relay: &RelayUrl,
+    slots: bool,
     mut ids: Vec<EventId>,
-) -> Result<Vec<Event>, crate::store::StoreError> {
-    let in_outbox = profile.is_in_outbox(relay, &ids);
-    let mut at = 0;
-    ids.retain(|_| {
-        at += 1;
-        !in_outbox[at - 1]
-    });
+) -> Result<Vec<Event>, StoreError> {
+    let in_outbox = profile.known_to_outbox(relay);
+    ids.retain(|id| !in_outbox.contains(id));
     ids.sort_unstable();
     let mut events = profile.cache().query(&[Filter { ids: Some(ids), ..Filter::default() }], profile.now_secs())?;
     events.retain(|event| event.pubkey == profile.keys().pubkey() && profile.routing().may_have(relay, event));
+    events.retain(|event| form_of(event).is_none_or(|form| (form == SettingsForm::Slot) == slots));
     events.reverse();
     Ok(events)
 }

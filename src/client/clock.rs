@@ -34,17 +34,42 @@ impl World {
         (self.chance)()
     }
 
-    /// Sixteen random bytes.
-    pub fn random_16(&self) -> [u8; 16] {
-        let mut bytes = [0; 16];
-        bytes[..8].copy_from_slice(&self.chance().to_be_bytes());
-        bytes[8..].copy_from_slice(&self.chance().to_be_bytes());
+    /// Random bytes, for keys and nonces.
+    pub fn random_32(&self) -> [u8; 32] {
+        let mut bytes = [0; 32];
+        for part in bytes.chunks_exact_mut(8) {
+            part.copy_from_slice(&self.chance().to_be_bytes());
+        }
         bytes
+    }
+
+    /// A new random UUID (version 4) as text.
+    pub fn uuid(&self) -> String {
+        let number = (u128::from(self.chance()) << 64) | u128::from(self.chance());
+        let versioned = number & !(0xf000 << 64) & !(0xc000 << 48) | (0x4000 << 64) | (0x8000 << 48);
+        let hex = format!("{versioned:032x}");
+        [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-")
     }
 }
 
 impl fmt::Debug for World {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "World({} ms)", self.now_ms())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Version and variant stand where RFC 9562 puts them; two differ.
+    #[test]
+    fn uuids_have_their_form() {
+        let world = World::system();
+        let (one, other) = (world.uuid(), world.uuid());
+        let parts: Vec<&str> = one.split('-').collect();
+        assert_eq!(parts.iter().map(|part| part.len()).collect::<Vec<_>>(), [8, 4, 4, 4, 12]);
+        assert!(parts[2].starts_with('4') && parts[3].starts_with(['8', '9', 'a', 'b']), "{one}");
+        assert_ne!(one, other);
     }
 }

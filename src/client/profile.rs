@@ -1,17 +1,21 @@
-//! One user's data on this device: outbox, cache and clock in a directory, and the order in which they are written.
+//! One user's data on this device: outbox, cache, collections and clock, and the order in which they are written.
 //!
-//! In: what the app publishes, what relays give and answer. Out: what a link is to send next, news for subscribers.
-//! Every call blocks on the disk and belongs on a thread that may wait. Never touches a socket.
+//! In: what the app writes, what relays give and answer. Out: what the app sees, what a link is to send next, news for
+//! subscribers. Every call blocks on the disk and belongs on a thread that may wait. Never touches a socket.
 //!
 //! ```text
 //! device           this device's number in the hybrid logical clock, 16 hex digits
-//! outbox.journal   what is owed: the app's writes; private, drafts are in the clear
+//! outbox.journal   what is owed: the app's writes; private, since drafts are in the clear
+//! local.json       settings that stay on this device; private
 //! cache/           events that are signed, own and foreign, as an embedded store; holds the lock on the profile
 //! ```
 //!
 //! The order: journal on disk → the app has its answer; a draft is signed → journal on disk → cache → relay. Whatever a
 //! crash cuts off is done at the next start: every signed event of the outbox is put into the cache again, which does
 //! nothing where it is there.
+
+mod letters;
+mod relaying;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,25 +25,28 @@ use std::time::Instant;
 
 use tokio::sync::{broadcast, watch};
 
-use super::cache::Cache;
+use super::cache::{Cache, event_of};
 use super::clock::World;
 use super::keys::Keys;
 use super::outbox::{DurableOutbox, OutboxError};
-use super::routing::{Audience, RELAY_LIST, RelayList, Routing};
+use super::routing::{self, RELAY_LIST, RelayList, Routing};
 use super::status::{RelayStatus, Status};
 use crate::protocol::supersede::Verdict;
-use crate::protocol::{Event, EventId, Filter, PublicKey, Verified};
-use crate::store::StoreError;
+use crate::protocol::{Event, Filter, PublicKey, Verified, label};
 use crate::store::dir::write_atomically;
-use crate::store::fault;
 use crate::store::log::io_at;
+use crate::store::{StoreError, fault};
+use crate::sync::Collections;
 use crate::sync::clock::{Clock, Device};
-use crate::sync::outbox::{Change, Content, Debt, RelayUrl, Seq, Step};
+use crate::sync::draft::{Audience, Draft, Op};
+use crate::sync::nip44::Nip44;
+use crate::sync::outbox::{Content, RelayUrl, Seq};
+
+pub use letters::{DeadLetter, Exported};
+pub use relaying::{Answer, Arrival, Steps, form_of};
 
 /// News that wait for a subscriber before it is told that it missed some.
 const NEWS_MAX: usize = 4_096;
-/// Steps that are taken at a time for one relay: a window, and the signatures it needs.
-const STEPS_MAX: usize = 128;
 
 /// Where a profile is and what it may take.
 #[derive(Clone, Debug)]
@@ -58,7 +65,9 @@ pub struct ProfileOptions {
 
 /// An open profile.
 pub struct Profile {
+    dir: PathBuf,
     keys: Keys,
+    cipher: Nip44,
     world: World,
     routing: Routing,
     cache: Cache,
@@ -69,47 +78,15 @@ pub struct Profile {
     status: watch::Sender<Status>,
 }
 
+/// What changes together, under one lock.
 struct State {
     outbox: DurableOutbox,
     clock: Clock,
+    /// Made from the cache when they are first asked for: some commands need none.
+    collections: Option<Collections>,
     relays: BTreeMap<RelayUrl, RelayStatus>,
     /// Signed and durable, but not yet in the cache.
     uncached: Vec<Verified<Event>>,
-}
-
-/// What a link is to do next.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Steps {
-    /// Canonical JSON of events to be sent, in this order.
-    pub events: Vec<String>,
-    /// Nothing goes out before the keys are proven.
-    pub authenticate: bool,
-    /// When to ask again, milliseconds since 1970; `None`: when something happens.
-    pub wait_until_ms: Option<u64>,
-}
-
-/// A relay's answer to an event.
-#[derive(Clone, Debug)]
-pub struct Answer {
-    /// The event.
-    pub id: EventId,
-    /// Whether the relay has it.
-    pub accepted: bool,
-    /// Why.
-    pub text: String,
-}
-
-/// Something that a relay refused for good.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct DeadLetter {
-    /// Its number in the outbox.
-    pub seq: u64,
-    /// The relay.
-    pub relay: String,
-    /// What the relay said.
-    pub reason: String,
-    /// The event's id, once it is signed.
-    pub id: Option<String>,
 }
 
 impl Profile {
@@ -121,22 +98,31 @@ impl Profile {
         make_private_dir(&options.dir)?;
         let cache = Cache::open(&options.dir.join("cache"), options.memory_bytes)?;
         let outbox = DurableOutbox::open(&options.dir.join("outbox.journal"), options.outbox_bytes_max)?;
-        let clock = Clock::new(device(&options.dir, &world)?);
-        let routing = Routing::new(&options.relays, &options.training_relays);
         let owed: Vec<Verified<Event>> = outbox.events().filter_map(|event| Verified::check(event).ok()).collect();
         cache.put(&owed, world.now_ms() / 1000)?;
+        let clock = Clock::new(device(&options.dir, &world)?);
+        let dice = world.clone();
+        let cipher = Nip44::new(&keys.secret_bytes(), move || dice.random_32()).expect("a key that signs also seals");
+        let (collections, relays, uncached) = (None, BTreeMap::new(), Vec::new());
         let profile = Profile {
+            dir: options.dir.clone(),
             keys,
+            cipher,
             world,
-            routing,
+            routing: Routing::new(&options.relays, &options.training_relays),
             cache,
-            state: Mutex::new(State { outbox, clock, relays: BTreeMap::new(), uncached: Vec::new() }),
+            state: Mutex::new(State { outbox, clock, collections, relays, uncached }),
             news: broadcast::Sender::new(NEWS_MAX),
             owed: watch::Sender::new(0),
             status: watch::Sender::new(Status::default()),
         };
         profile.refresh(&profile.state());
         Ok(profile)
+    }
+
+    /// The profile's directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// Who the user is.
@@ -194,7 +180,7 @@ impl Profile {
     }
 }
 
-/// Publishing.
+/// Writing and seeing.
 impl Profile {
     /// Owes a signed event to the relays that may have it. It is durable, and in the cache, when this returns.
     ///
@@ -203,250 +189,110 @@ impl Profile {
     pub fn publish(&self, event: Verified<Event>) -> Result<Seq, OutboxError> {
         let relays = self.relays_for(&event)?;
         let mut state = self.state();
-        let seqs = state.outbox.queue(vec![(Content::Event(json_of(&event)), relays)])?;
-        self.put(std::slice::from_ref(&event))?;
-        self.refresh(&state);
-        self.owed.send_modify(|count| *count += 1);
+        let state = &mut *state;
+        let json = String::from_utf8(event.canonical().json.to_vec()).expect("canonical JSON is text");
+        let seqs = state.outbox.queue(vec![(Content::Event(json), relays)])?;
+        self.put(state, std::slice::from_ref(&event))?;
+        self.tell_owed(state);
         Ok(seqs[0])
     }
 
-    /// Tries dead letters again: those of one number, or all. Returns how many.
+    /// Dates commands and owes them to the relays that may have them, all or none. They are durable when this returns,
+    /// and part of what the app sees; they are signed when a relay is first there to take them.
     ///
     /// # Errors
-    /// When the disk refuses.
-    pub fn revive(&self, seq: Option<Seq>) -> Result<usize, StoreError> {
+    /// [`OutboxError`]; nothing was taken then.
+    pub fn write(&self, ops: Vec<Op>) -> Result<Vec<Seq>, OutboxError> {
         let mut state = self.state();
-        let dead: Vec<(Seq, RelayUrl)> = state
-            .outbox
-            .rules()
-            .dead_letters()
-            .filter(|(dead, _, _)| seq.is_none_or(|seq| seq == *dead))
-            .map(|(seq, relay, _)| (seq, relay.clone()))
-            .collect();
-        let changes: Vec<Change> =
-            dead.iter().filter_map(|(seq, relay)| state.outbox.rules_mut().revive(*seq, relay)).collect();
-        let count = changes.len();
-        state.outbox.record(changes, true)?;
-        self.refresh(&state);
-        self.owed.send_modify(|owed| *owed += 1);
-        Ok(count)
-    }
-
-    /// Takes an entry out of the outbox, as a person decides who has seen why it is refused. False if there is none.
-    ///
-    /// # Errors
-    /// When the disk refuses.
-    pub fn discard(&self, seq: Seq) -> Result<bool, StoreError> {
-        let mut state = self.state();
-        let change = state.outbox.rules_mut().withdraw(seq);
-        let found = change.is_some();
-        state.outbox.record(change.into_iter().collect(), true)?;
-        self.refresh(&state);
-        Ok(found)
-    }
-
-    /// What relays refused for good.
-    pub fn dead_letters(&self) -> Vec<DeadLetter> {
-        let state = self.state();
-        let rules = state.outbox.rules();
-        let letter = |(seq, relay, reason): (Seq, &RelayUrl, &str)| DeadLetter {
-            seq: seq.0,
-            relay: relay.to_string(),
-            reason: reason.to_owned(),
-            id: rules.entry(seq).and_then(|entry| entry.id).map(|id| id.to_hex()),
-        };
-        rules.dead_letters().map(letter).collect()
-    }
-
-    /// Calls `each` with every entry of the outbox: number, content as JSON, and the relays that are owed.
-    pub fn for_each_owed(&self, mut each: impl FnMut(u64, serde_json::Value, Vec<String>)) {
-        let state = self.state();
-        for (seq, entry) in state.outbox.rules().entries() {
-            let content = match &entry.content {
-                Content::Event(json) => serde_json::from_str(json),
-                draft => serde_json::to_value(draft),
-            };
-            let unpaid = entry.debts.iter().filter(|(_, debt)| !matches!(debt, Debt::Paid(_)));
-            each(seq.0, content.unwrap_or_default(), unpaid.map(|(relay, _)| relay.to_string()).collect());
+        let state = &mut *state;
+        self.collections(state)?;
+        let now_ms = self.world.now_ms();
+        let mut things = Vec::new();
+        for op in ops {
+            let draft = Draft { written: state.clock.write(now_ms), op };
+            let relays = self.relays_for_draft(&draft)?;
+            things.push((Content::Draft(Box::new(draft)), relays));
         }
+        let seqs = state.outbox.queue(things)?;
+        self.tell_owed(state);
+        Ok(seqs)
     }
 
-    /// Every relay that is owed something, whether it is named in the settings or not.
-    pub fn owed_relays(&self) -> Vec<RelayUrl> {
-        let state = self.state();
-        let entries = state.outbox.rules().entries();
-        let debts = entries.flat_map(|(_, entry)| &entry.debts);
-        let owed: std::collections::BTreeSet<&RelayUrl> =
-            debts.filter(|(_, debt)| **debt == Debt::Owed).map(|(relay, _)| relay).collect();
-        owed.into_iter().cloned().collect()
+    /// Looks at the collections and at the drafts that wait, oldest first.
+    ///
+    /// # Errors
+    /// When the cache cannot be read.
+    pub fn see<T>(&self, look: impl FnOnce(&Collections, &[&Draft]) -> T) -> Result<T, StoreError> {
+        let mut state = self.state();
+        let state = &mut *state;
+        self.collections(state)?;
+        let drafts: Vec<&Draft> = state.outbox.rules().drafts().map(|(_, draft)| draft).collect();
+        Ok(look(state.collections.as_ref().expect("they were made a moment ago"), &drafts))
+    }
+
+    /// The collections, made from the cache if they were not yet. Shows the clock every stamp.
+    fn collections<'s>(&self, state: &'s mut State) -> Result<&'s mut Collections, StoreError> {
+        if state.collections.is_none() {
+            let ours = Filter::from_json(&format!("{{\"#L\":[\"{}\"]}}", label::NAMESPACE)).expect("a constant");
+            let mut collections = Collections::new(self.keys.pubkey());
+            self.cache.for_each(&[ours], self.world.now_ms() / 1000, |row| {
+                let event = event_of(row).and_then(|event| Verified::check(event).ok());
+                if let Some(event) = event {
+                    collections.absorb(&event, &self.cipher, &mut state.clock);
+                }
+            })?;
+            state.collections = Some(collections);
+        }
+        Ok(state.collections.as_mut().expect("made above"))
     }
 
     fn relays_for(&self, event: &Event) -> Result<Vec<RelayUrl>, OutboxError> {
-        let audience = Audience::of(event);
+        let audience = routing::audience_of(event);
         let relays = match self.routing.labelled(audience) {
             Some(relays) => relays,
             None => self.routing.public(event, |key| self.relay_list(key)),
         };
-        match (relays.is_empty(), audience) {
-            (false, _) => Ok(relays),
-            (true, Audience::Training) => Err(OutboxError::NoRelay("`training_relays` in [client] is empty")),
-            (true, _) => Err(OutboxError::NoRelay("`relays` in [client] is empty")),
-        }
+        some_relay(relays, audience)
+    }
+
+    fn relays_for_draft(&self, draft: &Draft) -> Result<Vec<RelayUrl>, OutboxError> {
+        let audience = draft.op.audience();
+        let relays = self.routing.labelled(audience).unwrap_or_else(|| {
+            let own = self.relay_list(&self.keys.pubkey()).unwrap_or_default();
+            self.routing.home().chain(own.write).collect()
+        });
+        some_relay(relays, audience)
     }
 
     fn relay_list(&self, key: &PublicKey) -> Option<RelayList> {
-        let filter =
-            Filter { authors: Some(vec![*key]), kinds: Some(vec![RELAY_LIST]), limit: Some(1), ..Filter::default() };
+        let (authors, kinds) = (Some(vec![*key]), Some(vec![RELAY_LIST]));
+        let filter = Filter { authors, kinds, limit: Some(1), ..Filter::default() };
         let found = self.cache.query(&[filter], self.world.now_ms() / 1000);
         found.ok()?.first().map(RelayList::of)
     }
 
-    /// Puts events into the cache and tells subscribers what was new. How many were.
-    fn put(&self, events: &[Verified<Event>]) -> Result<usize, StoreError> {
+    /// Puts events into the cache and the collections, and tells subscribers what was new. How many were.
+    fn put(&self, state: &mut State, events: &[Verified<Event>]) -> Result<usize, StoreError> {
         let lasting: Vec<Verified<Event>> = events.iter().filter(|event| !event.kind.is_ephemeral()).cloned().collect();
         let verdicts = self.cache.put(&lasting, self.world.now_ms() / 1000)?;
         fault::point("outbox.cached");
-        let new = lasting.iter().zip(verdicts).filter(|(_, verdict)| *verdict == Verdict::Store);
-        let mut count = 0;
-        for (event, _) in new {
-            count += 1;
-            // Nobody listens: that is no failure.
-            let _ = self.news.send(Arc::new((**event).clone()));
-        }
-        Ok(count)
-    }
-}
-
-/// What links do.
-impl Profile {
-    /// A link came up. `proven`: it knows our keys. The relay's clock corrects ours, and what is unsigned is dated anew.
-    pub fn link_up(&self, relay: &RelayUrl, proven: bool, clock_offset_ms: Option<i64>) {
-        let mut state = self.state();
-        let state = &mut *state;
-        let rules = state.outbox.rules_mut();
-        rules.link_up(relay);
-        if proven {
-            rules.authenticated(relay);
-        }
-        if let Some(offset_ms) = clock_offset_ms {
-            state.clock.correct(offset_ms);
-            state.clock.restamp(self.world.now_ms(), rules.dates_mut());
-        }
-    }
-
-    /// A link is gone.
-    pub fn link_down(&self, relay: &RelayUrl) {
-        self.state().outbox.rules_mut().link_down(relay);
-    }
-
-    /// The relay has judged our proof; what was refused for want of one is sent again.
-    pub fn authenticated(&self, relay: &RelayUrl) {
-        self.state().outbox.rules_mut().authenticated(relay);
-    }
-
-    /// What the link is to do next. What it is to send is signed, durable and in the cache when this returns.
-    ///
-    /// # Errors
-    /// When the disk refuses. Nothing may be sent then, and the link counts as gone.
-    pub fn steps(&self, relay: &RelayUrl, answer_time_ms: u64) -> Result<Steps, StoreError> {
-        let mut state = self.state();
-        let state = &mut *state;
-        let now_ms = self.world.now_ms();
-        let rules = state.outbox.rules_mut();
-        rules.time_out(relay, now_ms.saturating_sub(answer_time_ms), now_ms, self.world.chance());
-        let mut steps = Steps::default();
-        let mut changes = Vec::new();
-        for _ in 0..STEPS_MAX {
-            match rules.next(relay, now_ms) {
-                Step::Sign(seq) => {
-                    let event = sign(rules, &self.keys, seq);
-                    changes.push(rules.freeze(seq, &event));
-                    state.uncached.push(event);
-                }
-                Step::Send { event, .. } => steps.events.push(event),
-                Step::Authenticate => {
-                    steps.authenticate = true;
-                    break;
-                }
-                Step::Wait(until) => {
-                    steps.wait_until_ms = until;
-                    break;
-                }
+        let mut new = 0;
+        for (event, verdict) in lasting.iter().zip(verdicts) {
+            if let Some(collections) = &mut state.collections {
+                collections.absorb(event, &self.cipher, &mut state.clock);
+            }
+            if verdict == Verdict::Store {
+                new += 1;
+                // Nobody listens: that is no failure.
+                let _ = self.news.send(Arc::new((**event).clone()));
             }
         }
-        if let Err(error) = self.make_durable(state, changes) {
-            // What was taken for sent is owed as before.
-            state.outbox.rules_mut().link_down(relay);
-            return Err(error);
-        }
+        Ok(new)
+    }
+
+    fn tell_owed(&self, state: &State) {
         self.refresh(state);
-        Ok(steps)
-    }
-
-    fn make_durable(&self, state: &mut State, changes: Vec<Change>) -> Result<(), StoreError> {
-        state.outbox.record(changes, true)?;
-        if !state.uncached.is_empty() {
-            self.put(&state.uncached)?;
-            state.uncached.clear();
-        }
-        Ok(())
-    }
-
-    /// Takes a relay's answers.
-    ///
-    /// # Errors
-    /// When the disk refuses; the answers hold until the next start, and the relay is asked again then.
-    pub fn answered(&self, relay: &RelayUrl, answers: &[Answer]) -> Result<(), StoreError> {
-        let mut state = self.state();
-        let now_ms = self.world.now_ms();
-        let mut changes = Vec::new();
-        for Answer { id, accepted, text } in answers {
-            let chance = self.world.chance();
-            changes.extend(state.outbox.rules_mut().answer(relay, id, *accepted, text, now_ms, chance));
-        }
-        fault::point("outbox.answered");
-        let recorded = state.outbox.record(changes, false);
-        self.refresh(&state);
-        recorded
-    }
-
-    /// Takes events that a relay gave. How many were new; those that are not what they claim to be are passed over.
-    ///
-    /// # Errors
-    /// When the disk refuses.
-    pub fn take(&self, events: Vec<Event>) -> Result<usize, StoreError> {
-        let checked = events.into_iter().filter_map(|event| {
-            let id = event.id;
-            let checked = Verified::check(event);
-            checked.inspect_err(|problem| tracing::warn!(%id, "a relay gave a false event: {problem}")).ok()
-        });
-        let checked: Vec<Verified<Event>> = checked.collect();
-        if checked.is_empty() { Ok(0) } else { self.put(&checked) }
-    }
-
-    /// Whether this relay is owed the event, or refused it: then no reconciliation needs to upload it.
-    pub fn is_in_outbox(&self, relay: &RelayUrl, ids: &[EventId]) -> Vec<bool> {
-        let state = self.state();
-        let known: std::collections::HashSet<EventId> = state
-            .outbox
-            .rules()
-            .entries()
-            .filter(|(_, entry)| entry.debts.get(relay).is_some_and(|debt| !matches!(debt, Debt::Paid(_))))
-            .filter_map(|(_, entry)| entry.id)
-            .collect();
-        ids.iter().map(|id| known.contains(id)).collect()
-    }
-
-    /// How much this relay is owed.
-    pub fn owed_to(&self, relay: &RelayUrl) -> usize {
-        self.state().outbox.rules().link_status(relay).owed
-    }
-
-    /// Changes what is told of a relay.
-    pub fn tell(&self, relay: &RelayUrl, change: impl FnOnce(&mut RelayStatus)) {
-        let mut state = self.state();
-        change(state.relays.entry(relay.clone()).or_default());
-        self.refresh(&state);
+        self.owed.send_modify(|count| *count += 1);
     }
 
     fn refresh(&self, state: &State) {
@@ -467,7 +313,7 @@ impl Profile {
             oldest_draft_ms: owed.oldest_draft_ms,
             outbox_bytes: state.outbox.bytes(),
             damaged_bytes: state.outbox.damaged_bytes(),
-            conflicts: 0,
+            conflicts: state.collections.as_ref().map_or(0, |all| all.settings.conflicts().len()),
             relays,
         };
         self.status.send_if_modified(|old| {
@@ -478,17 +324,12 @@ impl Profile {
     }
 }
 
-fn sign(rules: &crate::sync::outbox::Outbox, keys: &Keys, seq: Seq) -> Verified<Event> {
-    let drafts = rules.drafts_told_with(seq);
-    let (_, draft) = drafts.first().expect("only drafts are to be signed");
-    let crate::sync::draft::Op::Plain(plain) = &draft.op;
-    let tags = crate::protocol::Tags::from_lists(plain.tags.iter().filter(|tag| !tag.is_empty()));
-    let kind = crate::protocol::Kind(plain.kind);
-    keys.sign(kind, draft.written.stamp.second(), tags, plain.content.clone())
-}
-
-fn json_of(event: &Verified<Event>) -> String {
-    String::from_utf8(event.canonical().json.to_vec()).expect("canonical JSON is text")
+fn some_relay(relays: Vec<RelayUrl>, audience: Audience) -> Result<Vec<RelayUrl>, OutboxError> {
+    match (relays.is_empty(), audience) {
+        (false, _) => Ok(relays),
+        (true, Audience::Training) => Err(OutboxError::NoRelay("`training_relays` in [client] is empty")),
+        (true, _) => Err(OutboxError::NoRelay("`relays` in [client] is empty")),
+    }
 }
 
 fn make_private_dir(dir: &Path) -> Result<(), StoreError> {

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 
 use crate::protocol::label;
 use crate::protocol::{Event, Filter, Kind, PublicKey};
+use crate::sync::draft::Audience;
 use crate::sync::outbox::RelayUrl;
 
 /// A user's list of relays (NIP-65).
@@ -17,30 +18,17 @@ const RELAYS_A_PERSON_MAX: usize = 4;
 /// People whose relays get a copy of an event that names them.
 const PEOPLE_MAX: usize = 16;
 
-/// Which relays an event may go to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Audience {
-    /// Wherever the user publishes.
-    Public,
-    /// Relays that the user trusts with private events.
-    Private,
-    /// Relays on the allow-list for training data, and no others.
-    Training,
-}
-
-impl Audience {
-    /// Of a signed event: by its labels.
-    pub fn of(event: &Event) -> Audience {
-        if !label::is_labelled(event) {
-            return Audience::Public;
-        }
-        let is_training = event.tags.iter().any(|tag| {
-            tag.name() == "l"
-                && tag.get(2) == Some(label::NAMESPACE)
-                && tag.value().is_some_and(|value| value.starts_with("training/"))
-        });
-        if is_training { Audience::Training } else { Audience::Private }
+/// Which relays a signed event may go to: by its labels. Training data of a version not known here is training data.
+pub fn audience_of(event: &Event) -> Audience {
+    if !label::is_labelled(event) {
+        return Audience::Public;
     }
+    let is_training = event.tags.iter().any(|tag| {
+        tag.name() == "l"
+            && tag.get(2) == Some(label::NAMESPACE)
+            && tag.value().is_some_and(|value| value.starts_with("training/"))
+    });
+    if is_training { Audience::Training } else { Audience::Private }
 }
 
 /// A person's relays (NIP-65).
@@ -99,6 +87,11 @@ impl Routing {
         self.home.union(&self.training).cloned().collect()
     }
 
+    /// The relays that keep the user's events.
+    pub fn home(&self) -> impl Iterator<Item = RelayUrl> + '_ {
+        self.home.iter().cloned()
+    }
+
     /// What this relay is.
     pub fn role(&self, relay: &RelayUrl) -> Role {
         Role { home: self.home.contains(relay), training: self.training.contains(relay) }
@@ -128,7 +121,7 @@ impl Routing {
     /// Whether a relay may have an event that it does not have: what a reconciliation uploads.
     pub fn may_have(&self, relay: &RelayUrl, event: &Event) -> bool {
         let role = self.role(relay);
-        match Audience::of(event) {
+        match audience_of(event) {
             Audience::Public | Audience::Private => role.home,
             Audience::Training => role.training,
         }
@@ -199,7 +192,7 @@ mod tests {
             ("training/1", Audience::Training, false, true),
         ] {
             let event = sign(1, 1, NOW, &[&["L", label::NAMESPACE], &["l", label, label::NAMESPACE]], "");
-            assert_eq!(Audience::of(&event), audience, "{label}");
+            assert_eq!(audience_of(&event), audience, "{label}");
             assert_eq!(routing.may_have(&home, &event), home_may, "{label}");
             assert_eq!(routing.may_have(&train, &event), train_may, "{label}");
             let expected = if home_may { &home } else { &train };
@@ -207,7 +200,7 @@ mod tests {
         }
         assert_eq!(routing.labelled(Audience::Public), None);
         // A label in a namespace of somebody else's is none of ours.
-        assert_eq!(Audience::of(&sign(1, 1, NOW, &[&["L", "x"], &["l", "training/1", "x"]], "")), Audience::Public);
+        assert_eq!(audience_of(&sign(1, 1, NOW, &[&["L", "x"], &["l", "training/1", "x"]], "")), Audience::Public);
     }
 
     /// A public event goes to the home relays, where its author writes and where those it names read.

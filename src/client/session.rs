@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::link::{Incoming, Link, LinkError};
-use super::profile::{Answer, Profile, Steps};
-use super::status::LinkState;
+use super::link::{Auth, Incoming, Link, LinkError};
+use super::profile::{Answer, Arrival, Profile, Steps};
+use super::status::{LinkState, RelayStatus};
 use crate::protocol::relay_message::{RelayMessage, prefix};
 use crate::protocol::{Event, EventId, Filter, message};
-use crate::store::StoreError;
+use crate::store::{StoreError, fault};
 use crate::sync::outbox::RelayUrl;
 
 /// Messages that are taken in before the disk is asked once for all of them.
@@ -95,16 +95,18 @@ impl Session {
     /// # Errors
     /// [`SessionError`]: what went wrong. What was achieved until then stays.
     pub async fn run(mut self, stay: Stay, mut stop: watch::Receiver<bool>) -> Result<Ended, SessionError> {
-        let proven = *self.link.auth() != super::link::Auth::NotAsked;
-        let offset = self.link.clock_offset_ms();
-        self.on_disk(move |profile, relay| {
-            profile.link_up(relay, proven, offset);
+        let arrival = Arrival {
+            proven: *self.link.auth() != Auth::NotAsked,
+            clock_offset_ms: self.link.clock_offset_ms(),
+            slots: self.link.about().slots,
+        };
+        let begun = self.on_disk(move |profile, relay| {
             profile.tell(relay, |status| {
-                *status = super::status::RelayStatus { link: LinkState::CatchingUp, ..Default::default() };
-                status.clock_offset_ms = offset;
+                *status = RelayStatus { link: LinkState::CatchingUp, ..RelayStatus::default() };
             });
-        })
-        .await;
+            profile.link_up(relay, arrival)
+        });
+        begun.await?;
         let ended = tokio::select! {
             ended = self.work(stay) => ended.map(|()| Ended::Settled),
             _ = stop.wait_for(|stop| *stop) => Ok(Ended::Stopped),
@@ -162,7 +164,7 @@ impl Session {
             let steps = self.on_disk(move |profile, relay| profile.steps(relay, answer_ms)).await?;
             for event in &steps.events {
                 self.link.send(message::publish(event)).await?;
-                crate::store::fault::point("outbox.sent");
+                fault::point("outbox.sent");
             }
             if steps.events.is_empty() {
                 return Ok(steps);
@@ -239,7 +241,7 @@ impl Session {
         let Some(reason) = self.live_closed.take() else { return Ok(()) };
         match (prefix(&reason), self.link.auth()) {
             // The proof is under way; with it everything is asked anew.
-            ("auth-required", super::link::Auth::NotAsked) => Ok(()),
+            ("auth-required", Auth::NotAsked) => Ok(()),
             _ => Err(SessionError::Refused(reason)),
         }
     }

@@ -47,6 +47,8 @@ pub struct RelayStatus {
     pub uploaded: usize,
     /// How wrong this device's clock is by it: milliseconds to be added.
     pub clock_offset_ms: Option<i64>,
+    /// It keeps settings in slots of their own.
+    pub slots: bool,
     /// What went wrong last; empty when nothing did.
     pub trouble: String,
 }
