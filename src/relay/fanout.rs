@@ -21,6 +21,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher};
 use std::sync::{Arc, Mutex};
 
+use super::counters::Counters;
 use super::lock;
 use super::outbox::{Outbox, Outgoing, Serial};
 use crate::protocol::visibility::PrivateKinds;
@@ -32,7 +33,7 @@ use crate::store::Position;
 pub struct Epoch(u64);
 
 /// All open subscriptions.
-pub struct Fanout(Mutex<Registry>);
+pub struct Fanout(Mutex<Registry>, Counters);
 
 struct Registry {
     epoch: Epoch,
@@ -61,17 +62,25 @@ struct Subscription {
 impl Fanout {
     /// No subscriptions; events before `readable` are in the store, `private` kinds are not for all.
     pub fn new(readable: Position, private: Arc<PrivateKinds>) -> Self {
-        Fanout(Mutex::new(Registry {
-            epoch: Epoch::default(),
-            readable,
-            places: HashMap::new(),
-            slots: Vec::new(),
-            free: Vec::new(),
-            index: Index::default(),
-            keys: RandomState::new(),
-            private,
-            events_dispatched: 0,
-        }))
+        Fanout(
+            Mutex::new(Registry {
+                epoch: Epoch::default(),
+                readable,
+                places: HashMap::new(),
+                slots: Vec::new(),
+                free: Vec::new(),
+                index: Index::default(),
+                keys: RandomState::new(),
+                private,
+                events_dispatched: 0,
+            }),
+            Counters::default(),
+        )
+    }
+
+    /// What the relay counts; kept here, since every part of it that counts knows the subscriptions.
+    pub fn counters(&self) -> &Counters {
+        &self.1
     }
 
     /// Registers a subscription. From now on it gets matching events live as far as its reader may see them, except those
@@ -121,7 +130,9 @@ impl Fanout {
     /// Puts an event of `batch` into the outbox of every subscription that wants it, once each. Returns how many there
     /// were. Holds the registry for this one event only, so that subscribing waits for no batch.
     pub fn dispatch(&self, batch: Epoch, event: &Verified<Event>) -> usize {
-        lock(&self.0).dispatch(batch, event)
+        let delivered = lock(&self.0).dispatch(batch, event);
+        self.1.deliveries.add(delivered);
+        delivered
     }
 }
 

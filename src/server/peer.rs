@@ -169,8 +169,14 @@ impl Peer {
     }
 
     /// Acts on a text message.
+    #[cfg(test)]
     pub fn receive(&mut self, text: &str) -> Action {
-        match ClientMessage::parse(text) {
+        self.handle(ClientMessage::parse(text))
+    }
+
+    /// Acts on a message, or answers what is wrong with it.
+    pub fn handle(&mut self, message: Result<ClientMessage, Refusal>) -> Action {
+        match message {
             Ok(message) => self.act(message),
             Err(refusal) => self.refuse(refusal),
         }

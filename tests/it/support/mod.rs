@@ -8,7 +8,7 @@ pub mod relay;
 pub mod signer;
 pub mod stores;
 
-pub use binary::Binary;
+pub use binary::{Binary, Serving};
 pub use client::Client;
 pub use reference::Reference;
 pub use relay::Relay;
