@@ -54,6 +54,11 @@ impl Visibility {
         Visibility(Some(Reader { private, keys }))
     }
 
+    /// Whether nothing at all is hidden.
+    pub fn is_everything(&self) -> bool {
+        self.0.is_none()
+    }
+
     /// Whether the reader may see this event.
     pub fn allows(&self, event: &impl Fields) -> bool {
         let Some(Reader { private, keys }) = &self.0 else {

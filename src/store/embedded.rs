@@ -19,10 +19,10 @@ use super::index::bloom::Bloom;
 use super::index::buffer::BufferedIndex;
 use super::index::{Engine, IndexError, Key, Value};
 use super::log::Log;
+use super::matches::EmbeddedScan;
 use super::merge::Source;
 use super::open;
 use super::quota::{Keeper, Rules};
-use super::scan::EmbeddedScan;
 use super::schema::{self, Place};
 use super::{Applied, Position, Query, Removal, Retained, Scan, Store, StoreError, StoreStats};
 
@@ -276,7 +276,7 @@ impl Store for EmbeddedStore {
         }
         writes.commit()?;
         let over_quota = self.keeper.is_over(files.log.end().saturating_sub(state.dead_bytes));
-        Ok(Applied { verdicts, end: files.end(), over_quota })
+        Ok(Applied { verdicts, end: files.end(), over_quota, others: Vec::new() })
     }
 
     fn remove(&self, ids: &[EventId], why: Removal) -> Result<u64, StoreError> {
@@ -322,7 +322,7 @@ impl Store for EmbeddedStore {
     }
 
     fn scan(&self, query: Query) -> Result<Box<dyn Scan>, StoreError> {
-        Ok(Box::new(EmbeddedScan::new(self.files(), query)))
+        Ok(Box::new(EmbeddedScan::of(self.files(), query)))
     }
 
     fn compact(&self, pace: &Pace<'_>) -> Result<Option<CompactReport>, StoreError> {

@@ -28,6 +28,8 @@ mod nip45;
 mod nip62;
 mod nip67;
 mod nip70;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod powercut;
 mod real_events;
 mod retention;

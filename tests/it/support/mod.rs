@@ -2,6 +2,8 @@
 
 pub mod binary;
 pub mod client;
+#[cfg(feature = "postgres")]
+pub mod cluster;
 pub mod paths;
 pub mod reference;
 pub mod relay;
