@@ -3,9 +3,11 @@
 //! The `sync.toml` at the top of the repository is built in and gives every default, so a user's file names only what
 //! it changes. Nothing here imports the rest of the crate, and nothing is looked up again after the start.
 
+mod access;
 mod check;
 mod ip_range;
 mod kind_range;
+mod memory;
 mod read;
 
 use std::net::SocketAddr;
@@ -14,8 +16,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use access::{Access, PowRule};
 pub use ip_range::{IpRange, IpRangeError};
 pub use kind_range::{KindRange, KindRangeError};
+pub use memory::Memory;
 pub use read::{ConfigError, Origin};
 
 /// The built-in `sync.toml`: every key with its default, and the reason in a comment.
@@ -42,6 +46,8 @@ pub struct Config {
     pub info: Info,
     /// What one client may cost.
     pub limits: Limits,
+    /// Who may read and write.
+    pub access: Access,
     /// The memory budget.
     pub memory: Memory,
     /// How the store works.
@@ -143,14 +149,6 @@ pub struct Limits {
     pub query_time_ms_max: u64,
     /// Bytes queued for one connection before it is closed as too slow.
     pub live_queue_bytes_max: usize,
-}
-
-/// `[memory]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Memory {
-    /// MiB that index buffers and caches aim at.
-    pub budget_mb: usize,
 }
 
 /// `[storage]`: how the store works.
@@ -261,9 +259,17 @@ impl Config {
     /// # Errors
     /// [`ConfigError::Invalid`], naming file, line and key.
     pub fn parse(text: &str, file: Option<&Path>) -> Result<Config, ConfigError> {
-        let config = read::parse(text, file)?;
+        let mut config = read::parse(text, file)?;
+        config.lower_unset_defaults();
         check::check(&config)?;
         Ok(config)
+    }
+
+    /// Lowers what the user did not set to what the user did: whoever asks for smaller answers need not know of both keys.
+    fn lower_unset_defaults(&mut self) {
+        if self.origin.line("limits.limit_default").is_none() {
+            self.limits.limit_default = self.limits.limit_default.min(self.limits.limit_max);
+        }
     }
 
     /// An error about the value of `key` (`"log.level"`), naming the place where the user set it. For checks that need
@@ -280,7 +286,7 @@ impl Config {
     /// Index entries that one run of the write buffer holds.
     pub fn index_run_entries(&self) -> usize {
         match self.storage.index_run_entries_max {
-            0 => mib_to_bytes(self.memory.budget_mb) / 8 / INDEX_ENTRY_BYTES,
+            0 => self.memory.budget_bytes() / 8 / INDEX_ENTRY_BYTES,
             entries => entries,
         }
     }
@@ -288,7 +294,7 @@ impl Config {
     /// Bytes of index pages kept in memory.
     pub fn index_cache_bytes(&self) -> usize {
         match self.storage.index_cache_mb {
-            0 => mib_to_bytes(self.memory.budget_mb) / 4,
+            0 => self.memory.budget_bytes() / 4,
             mib => mib_to_bytes(mib),
         }
     }
@@ -411,6 +417,8 @@ mod tests {
     #[test]
     fn derived_values_follow_the_budget_or_the_users_number() {
         let mut config = Config::default();
+        assert_eq!(config.index_cache_bytes(), config.memory.budget_bytes() / 4);
+        config.memory.budget_mb = 256;
         assert_eq!(config.index_cache_bytes(), 64 * MIB);
         assert_eq!(config.index_run_entries(), 599_186);
         config.memory.budget_mb = 64;

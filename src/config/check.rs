@@ -2,6 +2,7 @@
 
 use std::ops::RangeInclusive;
 
+use super::memory::BUDGET_MB_MIN;
 use super::{Config, ConfigError};
 
 const KIB: u64 = 1024;
@@ -14,8 +15,11 @@ const HUNDRED_YEARS_SECS: u64 = 36_525 * DAY_SECS;
 
 /// Checks each number against its range, then numbers against each other.
 pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
-    for (key, value, range) in
-        limit_ranges(config).into_iter().chain(storage_ranges(config)).chain(retention_ranges(config))
+    for (key, value, range) in limit_ranges(config)
+        .into_iter()
+        .chain(storage_ranges(config))
+        .chain(retention_ranges(config))
+        .chain(access_ranges(config))
     {
         if !range.contains(&value) {
             let (low, high) = (range.start(), range.end());
@@ -25,8 +29,10 @@ pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
     if config.store.is_empty() {
         return Err(config.refuse("store", "must name a directory"));
     }
+    check_budget(config)?;
     check_shares(config)?;
     check_rules(config)?;
+    super::access::check(config)?;
     check_relations(config)?;
     check_service_url(config)
 }
@@ -65,7 +71,7 @@ fn limit_ranges(config: &Config) -> Vec<Range> {
 fn storage_ranges(config: &Config) -> Vec<Range> {
     let s = &config.storage;
     vec![
-        ("memory.budget_mb", config.memory.budget_mb as u64, 16..=65_536),
+        ("memory.budget_mb", config.memory.budget_mb as u64, 0..=65_536),
         ("storage.batch_events_max", s.batch_events_max as u64, 1..=65_536),
         ("storage.writer_queue_events_max", s.writer_queue_events_max as u64, 1..=1_000_000),
         ("storage.writer_queue_bytes_max", s.writer_queue_bytes_max as u64, 4 * KIB..=1024 * MIB),
@@ -85,6 +91,10 @@ fn retention_ranges(config: &Config) -> Vec<Range> {
     ]
 }
 
+fn access_ranges(config: &Config) -> Vec<Range> {
+    vec![("access.pow_min", config.access.pow_min.into(), 0..=super::access::POW_BITS_MAX.into())]
+}
+
 /// Every event that comes in is held against each rule, and each age is a walk of its own through the index.
 fn check_rules(config: &Config) -> Result<(), ConfigError> {
     let rules = &config.retention.rules;
@@ -102,6 +112,16 @@ fn check_rules(config: &Config) -> Result<(), ConfigError> {
         return Err(config.refuse("retention.rules", problem));
     }
     Ok(())
+}
+
+fn check_budget(config: &Config) -> Result<(), ConfigError> {
+    match config.memory.budget_mb {
+        mib @ 1..BUDGET_MB_MIN => {
+            let problem = format!("must be 0 (automatic) or at least {BUDGET_MB_MIN}, not {mib}");
+            Err(config.refuse("memory.budget_mb", problem))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Shares of a whole. Compaction that hardly ever works would never catch up with the writer.
@@ -196,7 +216,7 @@ mod tests {
                 "[storage]\n# never\nexpiry_sweep_secs = 0\n",
                 "my.toml:3: storage.expiry_sweep_secs: must be from 1 to 86400, not 0",
             ),
-            ("memory.budget_mb = 1\n", "my.toml:1: memory.budget_mb: must be from 16 to 65536, not 1"),
+            ("memory.budget_mb = 1\n", "my.toml:1: memory.budget_mb: must be 0 (automatic) or at least 16, not 1"),
             (
                 "service_url = \"https://relay.example.com\"\n",
                 "my.toml:1: service_url: must start with wss:// or ws:// and name a host",
@@ -218,8 +238,8 @@ mod tests {
     fn values_that_exclude_each_other_point_at_the_users_key() {
         for (text, expected) in [
             (
-                "[limits]\nlimit_max = 100\n",
-                "my.toml:2: limits.limit_max: limits.limit_default must not be above limits.limit_max",
+                "[limits]\nlimit_max = 100\nlimit_default = 101\n",
+                "my.toml:3: limits.limit_default: limits.limit_default must not be above limits.limit_max",
             ),
             (
                 "[limits]\nlimit_default = 5001\n",
@@ -239,6 +259,16 @@ mod tests {
         Config::parse("[limits]\nframe_bytes_max = 1_048_576\n", None).unwrap();
     }
 
+    /// Who lowers only the largest limit gets no error about a key that the file does not name.
+    #[test]
+    fn a_lower_limit_max_lowers_the_default_limit() {
+        let limits = |text: &str| Config::parse(&format!("[limits]\n{text}"), None).unwrap().limits;
+        let lowered = limits("limit_max = 100\n");
+        assert_eq!((lowered.limit_max, lowered.limit_default), (100, 100));
+        assert_eq!(limits("limit_max = 600\n").limit_default, 500);
+        assert_eq!(limits("limit_max = 100\nlimit_default = 7\n").limit_default, 7);
+    }
+
     /// Each number of the file is in the list of ranges, so a new setting cannot be forgotten here.
     #[test]
     fn every_number_has_a_range() {
@@ -248,7 +278,7 @@ mod tests {
             let value = line.split_once(" = ").map(|(_, value)| value);
             value.is_some_and(|value| value.parse::<u64>().is_ok())
         });
-        let ranges = limit_ranges(&config).len() + storage_ranges(&config).len() + retention_ranges(&config).len();
-        assert_eq!(numbers.count(), ranges);
+        let lists = [limit_ranges, storage_ranges, retention_ranges, access_ranges];
+        assert_eq!(numbers.count(), lists.iter().map(|list| list(&config).len()).sum::<usize>());
     }
 }

@@ -1,14 +1,15 @@
 //! The stages that every event passes on its way in, cheapest first: limits, policy, id, already stored, signature.
 //!
-//! Served and imported events come through here alike; [`Source`] names the few differences. What remains to be said
+//! Served and imported events come through here alike; [`Sender`] says who hands one in. What remains to be said
 //! about an event (is it deleted, superseded?) only the store knows, at the moment of writing.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::config::Config;
 use crate::protocol::supersede::{is_expired, vanish_applies};
 use crate::protocol::verify::{Hashed, Invalid};
-use crate::protocol::{Event, Kind, Tags, Verified};
+use crate::protocol::{Event, Kind, PublicKey, Tags, Verified, pow};
 use crate::store::Store;
 
 /// Where an event comes from.
@@ -18,6 +19,29 @@ pub enum Source {
     Client,
     /// The operator brings it in from a file; it may be dated at any time.
     Import,
+}
+
+/// Who hands an event in, as far as the relay knows. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Sender {
+    /// By which door the event comes.
+    pub source: Source,
+    /// The keys that the connection has proven (NIP-42), in the order of proof.
+    pub keys: Arc<[PublicKey]>,
+    /// The client's address, behind a trusted proxy the one that the proxy names. `None`: it does not come over a network.
+    pub ip: Option<IpAddr>,
+}
+
+impl Sender {
+    /// The operator, at the command line.
+    pub fn import() -> Self {
+        Sender { source: Source::Import, keys: Arc::default(), ip: None }
+    }
+
+    /// A client at this address that has proven these keys.
+    pub fn client(ip: IpAddr, keys: Arc<[PublicKey]>) -> Self {
+        Sender { source: Source::Client, keys, ip: Some(ip) }
+    }
 }
 
 /// Why an event goes no further. `Display` is the `OK` text (NIP-01 prefixes).
@@ -74,9 +98,28 @@ pub enum Rejection {
     /// An answer to an authentication challenge (NIP-42) is for one relay's eyes.
     #[error("invalid: kind 22242 belongs in an AUTH message")]
     ClientAuth,
-    /// Only its authenticated author may publish it (NIP-70), and nobody can authenticate here.
-    #[error("blocked: protected events are not accepted here")]
-    Protected,
+    /// Publishing needs authentication here (NIP-42).
+    #[error("auth-required: this relay accepts events from authenticated clients only")]
+    AuthRequired,
+    /// Too little proof of work (NIP-13).
+    #[error("pow: {proven} bits of work are proven, {needed} are needed for kind {kind}")]
+    TooLittleWork {
+        /// Leading zero bits of the id, or the target that the event names if that is lower.
+        proven: u32,
+        /// Bits needed.
+        needed: u8,
+        /// The event's kind.
+        kind: Kind,
+    },
+    /// Only its authenticated author may publish it (NIP-70), and the client has not authenticated.
+    #[error("auth-required: this event may only be published by its author")]
+    ProtectedNeedsAuth,
+    /// Only its authenticated author may publish it (NIP-70), and the client is somebody else.
+    #[error("restricted: this event may only be published by its author")]
+    ProtectedForeign,
+    /// Only its authenticated author may publish it (NIP-70), and an import is not its author.
+    #[error("blocked: this event may only be published by its author")]
+    ProtectedImport,
     /// A repost that carries a protected event (NIP-70).
     #[error("blocked: the reposted event is protected")]
     RepostOfProtected,
@@ -118,16 +161,17 @@ impl Ingest {
     ///
     /// # Errors
     /// The [`Rejection`] of the first stage that it does not pass.
-    pub fn check(&self, event: Event, source: Source, now: u64) -> Result<Verified<Event>, Rejection> {
+    pub fn check(&self, event: Event, sender: &Sender, now: u64) -> Result<Verified<Event>, Rejection> {
         self.check_limits(&event)?;
-        if source == Source::Client {
+        if sender.source == Source::Client {
             self.check_date(event.created_at, now)?;
+            self.check_access(&event, sender)?;
             // Here and not only at the store, where it would cost a batch's deletions too. An import is to end instead.
             if !event.kind.is_ephemeral() && !self.store.has_room_for(event.kind) {
                 return Err(Rejection::QuotaUsedUp);
             }
         }
-        self.check_policy(&event, now)?;
+        self.check_policy(&event, sender, now)?;
         let hashed = Hashed::check(event)?;
         if !hashed.event().kind.is_ephemeral() && self.is_stored(hashed.event())? {
             return Err(Rejection::Duplicate);
@@ -165,7 +209,23 @@ impl Ingest {
         Ok(())
     }
 
-    fn check_policy(&self, event: &Event, now: u64) -> Result<(), Rejection> {
+    /// What every client must have done. Requests to vanish are followed whoever sends them (NIP-62).
+    fn check_access(&self, event: &Event, sender: &Sender) -> Result<(), Rejection> {
+        let access = &self.config.access;
+        if event.kind == Kind::VANISH {
+            return Ok(());
+        }
+        if access.auth_required_to_write && sender.keys.is_empty() {
+            return Err(Rejection::AuthRequired);
+        }
+        let (proven, needed) = (pow::proven(event), access.pow_bits(event.kind.0));
+        if proven < needed.into() {
+            return Err(Rejection::TooLittleWork { proven, needed, kind: event.kind });
+        }
+        Ok(())
+    }
+
+    fn check_policy(&self, event: &Event, sender: &Sender, now: u64) -> Result<(), Rejection> {
         if event.kind == Kind::CLIENT_AUTH {
             return Err(Rejection::ClientAuth);
         }
@@ -173,7 +233,7 @@ impl Ingest {
             return Err(Rejection::Expired);
         }
         if event.is_protected() {
-            return Err(Rejection::Protected);
+            check_author_publishes(event, sender)?;
         }
         if matches!(event.kind, Kind::REPOST | Kind::GENERIC_REPOST) && embeds_protected(&event.content) {
             return Err(Rejection::RepostOfProtected);
@@ -192,6 +252,16 @@ impl Ingest {
             tracing::error!(%error, "the store cannot tell whether it has an event");
             Rejection::StoreUnreadable
         })
+    }
+}
+
+/// A protected event (NIP-70) comes in only from a client that has authenticated as its author.
+fn check_author_publishes(event: &Event, sender: &Sender) -> Result<(), Rejection> {
+    match sender.source {
+        Source::Client if sender.keys.contains(&event.pubkey) => Ok(()),
+        Source::Client if sender.keys.is_empty() => Err(Rejection::ProtectedNeedsAuth),
+        Source::Client => Err(Rejection::ProtectedForeign),
+        Source::Import => Err(Rejection::ProtectedImport),
     }
 }
 
@@ -220,9 +290,13 @@ mod tests {
         Ingest::new(Arc::new(config), Arc::new(MemoryStore::new()))
     }
 
+    fn client() -> Sender {
+        Sender::client([192, 0, 2, 1].into(), Arc::default())
+    }
+
     #[track_caller]
     fn check(event: Event, expected: Result<(), &str>) {
-        let found = ingest().check(event, Source::Client, NOW).map(drop).map_err(|rejection| rejection.to_string());
+        let found = ingest().check(event, &client(), NOW).map(drop).map_err(|rejection| rejection.to_string());
         match (&found, expected) {
             (Ok(()), Ok(())) => {}
             (Err(text), Err(start)) if text.starts_with(start) => {}
@@ -248,10 +322,10 @@ mod tests {
     #[test]
     fn an_import_takes_any_date() {
         let author = Author::new(1);
-        let import = |event| ingest().check(event, Source::Import, NOW).map(drop);
+        let import = |event| ingest().check(event, &Sender::import(), NOW).map(drop);
         assert_eq!(import(author.event(1, NOW * 1_000, &[] as &[Vec<&str>], "")), Ok(()));
         assert_eq!(import(author.event(1, 0, &[] as &[Vec<&str>], "")), Ok(()));
-        assert_eq!(import(author.event(1, 0, &[vec!["-"]], "")), Err(Rejection::Protected));
+        assert_eq!(import(author.event(1, 0, &[vec!["-"]], "")), Err(Rejection::ProtectedImport));
     }
 
     /// Kind 22242 goes nowhere (T33); protected events and reposts that carry one are refused (T38).
@@ -262,7 +336,7 @@ mod tests {
         let ingest = Ingest::new(Arc::new(config), Arc::new(MemoryStore::new()));
         let author = Author::new(1);
         let none: &[Vec<&str>] = &[];
-        let verdict = |event| ingest.check(event, Source::Client, NOW).map(drop);
+        let verdict = |event| ingest.check(event, &client(), NOW).map(drop);
         assert_eq!(verdict(author.event(22_242, NOW, none, "")), Err(Rejection::ClientAuth));
         let protected = author.event(1, NOW, &[vec!["-"]], "secret");
         let open = author.event(1, NOW, &[vec!["t", "-"]], "");
@@ -275,7 +349,13 @@ mod tests {
             assert_eq!(verdict(author.event(kind, NOW, none, "not JSON")), Ok(()));
         }
         assert_eq!(verdict(author.event(1, NOW, none, &json(&protected))), Ok(()), "only reposts are looked into");
-        assert_eq!(verdict(protected), Err(Rejection::Protected));
+        assert_eq!(verdict(protected.clone()), Err(Rejection::ProtectedNeedsAuth));
+        let proven = |authors: &[u8]| {
+            let keys = authors.iter().map(|author| Author::new(*author).note(NOW, "").pubkey).collect();
+            ingest.check(protected.clone(), &Sender::client([192, 0, 2, 1].into(), keys), NOW).map(drop)
+        };
+        assert_eq!(proven(&[2]), Err(Rejection::ProtectedForeign));
+        assert_eq!(proven(&[2, 1]), Ok(()));
     }
 
     /// Past its expiration, in that very second too, an event is refused; an unreadable value is none (T31).
@@ -304,7 +384,7 @@ mod tests {
         let author = Author::new(1);
         let store = MemoryStore::new();
         let ingest = Ingest::new(Arc::new(Config::default()), Arc::new(store.clone()));
-        let verdict = |event| ingest.check(event, Source::Client, NOW).map(drop);
+        let verdict = |event| ingest.check(event, &client(), NOW).map(drop);
         let none: &[Vec<&str>] = &[];
         let mut event = author.event(1, NOW, none, "hi");
         store.apply(&[Verified::check(event.clone()).unwrap()], NOW).unwrap();

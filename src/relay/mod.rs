@@ -19,14 +19,15 @@ use std::time::Instant;
 
 pub use clock::Clock;
 use fanout::Fanout;
-use ingest::{Ingest, Rejection, Source};
+use ingest::{Ingest, Rejection, Sender};
 use maintenance::Maintenance;
 use outbox::{Outbox, Serial};
 use query::{Job, Queries};
 use writer::{Submission, Writer};
 
+use crate::auth::Gate;
 use crate::config::Config;
-use crate::protocol::{Event, Filter, Verified};
+use crate::protocol::{Event, Filter, Verified, Visibility};
 use crate::store::compact::CompactReport;
 use crate::store::{Store, StoreError, StoreStats};
 
@@ -41,6 +42,7 @@ pub struct Relay {
     config: Arc<Config>,
     store: Arc<dyn Store>,
     clock: Clock,
+    gate: Arc<Gate>,
     ingest: Ingest,
     fanout: Arc<Fanout>,
     writer: Writer,
@@ -68,19 +70,30 @@ impl Relay {
     pub fn start(config: Arc<Config>, store: Arc<dyn Store>, clock: Clock) -> Result<Relay, StartError> {
         // A batch of nothing tells where the stored events end.
         let readable = store.apply(&[], clock.now())?.end;
-        let fanout = Arc::new(Fanout::new(readable));
+        let gate = Arc::new(Gate::new(&config));
+        let fanout = Arc::new(Fanout::new(readable, gate.private().clone()));
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let queries = Queries::start(store.clone(), &config.limits, config.limits.query_threads_on(cores))?;
         let writer = Writer::start(store.clone(), fanout.clone(), clock.clone(), &config.storage)?;
         let maintenance = Maintenance::start(store.clone(), &config.storage)?;
         let ingest = Ingest::new(config.clone(), store.clone());
         let connections = AtomicU64::new(0);
-        Ok(Relay { config, store, clock, ingest, fanout, writer, queries, maintenance, connections })
+        Ok(Relay { config, store, clock, gate, ingest, fanout, writer, queries, maintenance, connections })
     }
 
     /// The settings.
     pub fn config(&self) -> &Arc<Config> {
         &self.config
+    }
+
+    /// Who may read what.
+    pub fn gate(&self) -> &Arc<Gate> {
+        &self.gate
+    }
+
+    /// Seconds since 1970.
+    pub fn now(&self) -> u64 {
+        self.clock.now()
     }
 
     /// The outbox of a new connection.
@@ -93,8 +106,8 @@ impl Relay {
     ///
     /// # Errors
     /// What is to be answered instead of storing it.
-    pub fn check(&self, event: Event, source: Source) -> Result<Verified<Event>, Rejection> {
-        self.ingest.check(event, source, self.clock.now())
+    pub fn check(&self, event: Event, sender: &Sender) -> Result<Verified<Event>, Rejection> {
+        self.ingest.check(event, sender, self.clock.now())
     }
 
     /// Queues the submission in `slot` for the writer; see [`Writer::poll_submit`].
@@ -103,15 +116,22 @@ impl Relay {
     }
 
     /// Opens a subscription: its stored events come in pages, then live ones follow. Live events that arrive between
-    /// the pages belong after the end of the stored ones.
-    pub fn subscribe(&self, outbox: &Arc<Outbox>, serial: Serial, filters: Vec<Filter>) {
-        let before = self.fanout.subscribe(outbox, serial, &filters);
-        self.queries.begin(Job::rows(outbox, serial, filters, &self.config.limits, before, self.clock.now()));
+    /// the pages belong after the end of the stored ones. Only events that the reader may see.
+    pub fn subscribe(&self, outbox: &Arc<Outbox>, serial: Serial, filters: Vec<Filter>, visible: Visibility) {
+        let before = self.fanout.subscribe(outbox, serial, &filters, visible.clone());
+        let now = self.clock.now();
+        self.queries.begin(Job::rows(outbox, serial, filters, &self.config.limits, before, visible, now));
+    }
+
+    /// From now on these subscriptions get live events that a reader may see who has authenticated meanwhile. Stored ones
+    /// that were hidden from them are for a new REQ.
+    pub fn widen(&self, outbox: &Outbox, serials: impl Iterator<Item = Serial>, visible: &Visibility) {
+        serials.for_each(|serial| self.fanout.set_visible(outbox, serial, visible.clone()));
     }
 
     /// Counts stored events; the answer comes in a page without rows.
-    pub fn count(&self, outbox: &Arc<Outbox>, serial: Serial, filters: Vec<Filter>) {
-        self.queries.begin(Job::count(outbox, serial, filters, self.clock.now()));
+    pub fn count(&self, outbox: &Arc<Outbox>, serial: Serial, filters: Vec<Filter>, visible: Visibility) {
+        self.queries.begin(Job::count(outbox, serial, filters, visible, self.clock.now()));
     }
 
     /// Compacts the store on the calling thread; see [`Maintenance::compact`].

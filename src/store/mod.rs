@@ -205,8 +205,12 @@ pub struct RetentionStats {
     pub used_up: bool,
     /// Events removed for their age or the quota since the start.
     pub evicted_events: u64,
-    /// Evictable events up to this `created_at` are refused, since the quota has evicted up to there; 0: none are.
+    /// Events of kinds that no rule names are refused up to this `created_at`, since the quota has evicted up to there;
+    /// 0: none are.
     pub evicted_up_to: u64,
+    /// The same for the kinds that rules name, which are evicted first.
+    #[serde(default)]
+    pub named_evicted_up_to: u64,
 }
 
 impl StoreStats {
