@@ -75,6 +75,8 @@ impl Relay {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let queries = Queries::start(store.clone(), &config.limits, config.limits.query_threads_on(cores))?;
         let writer = Writer::start(store.clone(), fanout.clone(), clock.clone(), &config.storage)?;
+        // Nobody is connected yet, so nothing can come between the two.
+        store.follow(writer.news_bell())?;
         let maintenance = Maintenance::start(store.clone(), &config.storage)?;
         let ingest = Ingest::new(config.clone(), store.clone());
         let connections = AtomicU64::new(0);

@@ -100,6 +100,13 @@ impl Cluster {
         assert!(command.status().expect("sh is there").success(), "pg_ctl {args:?}");
     }
 
+    /// Makes a folder the server's own, which as root is another user.
+    pub fn own(&self, folder: &Path) {
+        let script = "if [ \"$(id -u)\" = 0 ]; then chown postgres \"$1\"; fi";
+        let owned = Command::new("sh").arg("-c").arg(script).arg("own").arg(folder).status();
+        assert!(owned.expect("sh is there").success());
+    }
+
     /// Where its files are.
     pub fn dir(&self) -> &Path {
         &self.dir
