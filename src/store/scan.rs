@@ -16,6 +16,8 @@ const CANDIDATES_A_LOOK: u32 = 32;
 const PEEK_CANDIDATES_MAX: u32 = 512;
 /// How long that look may take: the hint is worth no more.
 const PEEK_TIME_MAX: Duration = Duration::from_millis(5);
+/// The same where the second must be read to its end; it is there so that nothing is without an end.
+const PEEK_SECOND_TIME_MAX: Duration = Duration::from_secs(60);
 
 /// The matches of one filter, newest first, then by id.
 pub(super) trait Source: Send + Sized {
@@ -241,8 +243,9 @@ impl<S: Source> Stream<S> {
             self.state = State::Limited(None);
             return Ok(());
         }
-        let until = Instant::now() + PEEK_TIME_MAX;
-        let mut work = Work { until, candidates: 0, candidates_max: PEEK_CANDIDATES_MAX };
+        // To end a second is more than a hint, so only the number of candidates bounds that look.
+        let time = if self.wanted.whole_seconds { PEEK_SECOND_TIME_MAX } else { PEEK_TIME_MAX };
+        let mut work = Work { until: Instant::now() + time, candidates: 0, candidates_max: PEEK_CANDIDATES_MAX };
         let known = self.make_ready(context, &mut work)?;
         let next = self.ready.front().map(|head| head.created_at);
         if self.state == State::Finished {

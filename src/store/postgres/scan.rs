@@ -233,18 +233,27 @@ impl Source for PostgresMatches {
                 return Ok(true);
             }
         }
-        let Some(at) = self.next() else { return Ok(false) };
         let must_look = context.with_json || !is_exact(filter, &context.visible);
-        let next = self.cursors[at].found.front().expect("the stretch with the next match has one");
-        if self.last == Some(next.order()) {
-            self.cursors[at].found.pop_front();
-            return Ok(true);
-        }
-        if must_look && next.json.is_none() {
-            self.fetch(context)?;
-            // It may be gone, and another one be the next.
-            return Ok(true);
-        }
+        let at = loop {
+            let Some(at) = self.next() else { return Ok(self.cursors.iter().any(Cursor::is_due)) };
+            let found = &mut self.cursors[at].found;
+            let next = found.front().expect("the stretch with the next match has one");
+            if self.last == Some(next.order()) {
+                found.pop_front();
+                if found.is_empty() {
+                    // What this stretch has next may come before what the others have.
+                    return Ok(true);
+                }
+            } else if must_look && next.json.is_none() {
+                // What is gone meanwhile is taken out, and another one may be the next.
+                self.fetch(context)?;
+                if self.cursors.iter().any(Cursor::is_due) {
+                    return Ok(true);
+                }
+            } else {
+                break at;
+            }
+        };
         let found = self.cursors[at].found.pop_front().expect("looked at above");
         self.last = Some(found.order());
         let json = found.json.unwrap_or_default();

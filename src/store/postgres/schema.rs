@@ -129,9 +129,15 @@ async fn take_steps(connection: &mut PgConnection) -> Result<(), Unusable> {
     Ok(())
 }
 
+/// Whether the tables are there. Asked of the catalogue's own tables: functions such as `to_regclass` may answer from
+/// what the connection remembers of before it waited for the lock.
+const IS_THERE: &str = "
+SELECT EXISTS (SELECT FROM pg_class AS class JOIN pg_namespace AS space ON space.oid = class.relnamespace
+                WHERE space.nspname = 'sledge' AND class.relname = 'version')";
+
 /// The version of the tables; none where there are none yet.
 async fn version(connection: &mut PgConnection) -> Result<Option<i32>, sqlx::Error> {
-    let there = sqlx::query("SELECT to_regclass('sledge.version') IS NOT NULL").fetch_one(&mut *connection).await?;
+    let there = sqlx::query(IS_THERE).fetch_one(&mut *connection).await?;
     if !there.try_get::<bool, _>(0)? {
         return Ok(None);
     }

@@ -27,8 +27,11 @@ async fn t26_events_reach_the_subscribers_of_another_process() {
     let (mut writer, mut other, mut reader) = (a.client().await, b.client().await, b.client().await);
     let keys = Keys::new(1);
     let before = keys.note(NOW, "before");
+    assert_eq!(reader.req("all", &[json!({})]).await.ids(), [] as [&str; 0]);
     writer.store(&before).await;
-    assert_eq!(reader.req("all", &[json!({})]).await.ids(), ids([&before]));
+    assert_eq!(reader.live("all").await["id"], json!(before.id.to_hex()));
+    // Whoever subscribes from now on has it from the store.
+    assert_eq!(other.query_ids(json!({})).await, ids([&before]));
     let notes: Vec<Event> = (0..50).map(|n| keys.note(NOW + n, &n.to_string())).collect();
     writer.store_all(&notes[..30]).await;
     other.store_all(&notes[30..]).await;

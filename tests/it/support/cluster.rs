@@ -12,14 +12,15 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use sledge::store::postgres::{Options, PostgresStore};
 
-/// `$1`: directory of the programs, `$2`: directory of the cluster, `$3`: further settings. Says `up` when it is, and
+/// `$1`: directory of the programs, `$2`: directory of the cluster, `$3`: further lines of its settings. Says `up` when it is, and
 /// goes on until its input ends.
 const RUN: &str = r#"
 as() { if [ "$(id -u)" = 0 ]; then runuser -u postgres -- "$@"; else "$@"; fi; }
 if [ "$(id -u)" = 0 ]; then chown postgres "$2"; fi
 cd "$2" || exit 1
 as "$1/initdb" -D "$2/data" -U postgres -A trust -E UTF8 --locale=C.UTF-8 -N >"$2/initdb.log" 2>&1 </dev/null || { cat "$2/initdb.log" >&2; exit 1; }
-as "$1/pg_ctl" -D "$2/data" -w -t 60 -l "$2/log" -o "-c listen_addresses= -c unix_socket_directories='$2' $3" start >/dev/null 2>&1 </dev/null || { cat "$2/log" >&2; exit 1; }
+printf "listen_addresses = ''\nunix_socket_directories = '%s'\n%s\n" "$2" "$3" >>"$2/data/postgresql.conf"
+as "$1/pg_ctl" -D "$2/data" -w -t 60 -l "$2/log" start >/dev/null 2>&1 </dev/null || { cat "$2/log" >&2; exit 1; }
 echo up
 read -r _
 as "$1/pg_ctl" -D "$2/data" -m immediate stop >/dev/null 2>&1
@@ -38,10 +39,10 @@ impl Cluster {
     /// The cluster that the tests of this process share. Durability is for the tests that kill it: they have their own.
     pub fn shared() -> &'static Cluster {
         static SHARED: OnceLock<Cluster> = OnceLock::new();
-        SHARED.get_or_init(|| Cluster::start("-c fsync=off -c max_connections=300 -c shared_buffers=64MB"))
+        SHARED.get_or_init(|| Cluster::start("fsync = off\nmax_connections = 300\nshared_buffers = 64MB"))
     }
 
-    /// Starts one with settings of its own, as `-c name=value`.
+    /// Starts one with settings of its own, lines of `postgresql.conf`.
     pub fn start(settings: &str) -> Cluster {
         let bin = programs();
         let dir = tempfile::Builder::new().prefix("sledge-pg-").tempdir().expect("a temporary directory").keep();
