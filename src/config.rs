@@ -1,14 +1,20 @@
 //! Settings: `sync.toml` read once, checked once, then plain data.
 //!
 //! The `sync.toml` at the top of the repository is built in and gives every default, so a user's file names only what
-//! it changes. Nothing here imports the rest of the crate, and nothing is looked up again after the start.
+//! it changes. Nothing here imports the rest of the crate. A running relay goes by [`Live`] settings, of which a reload
+//! replaces what can be changed while it runs.
 
 mod access;
 mod check;
+mod client;
 mod ip_range;
 mod kind_range;
+mod live;
 mod memory;
+mod operation;
+mod rate;
 mod read;
+mod sync;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -17,10 +23,15 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use access::{Access, PowRule};
+pub use client::Client;
 pub use ip_range::{IpRange, IpRangeError};
 pub use kind_range::{KindRange, KindRangeError};
+pub use live::{Live, Reloaded, reload};
 pub use memory::Memory;
+pub use operation::Operation;
+pub use rate::Rate;
 pub use read::{ConfigError, Origin};
+pub use sync::Sync;
 
 /// The built-in `sync.toml`: every key with its default, and the reason in a comment.
 pub const DEFAULTS: &str = include_str!("../sync.toml");
@@ -46,6 +57,10 @@ pub struct Config {
     pub info: Info,
     /// What one client may cost.
     pub limits: Limits,
+    /// What one client may ask for a second.
+    pub rate: Rate,
+    /// What whoever looks after the relay gets to see.
+    pub operation: Operation,
     /// Who may read and write.
     pub access: Access,
     /// The memory budget.
@@ -54,6 +69,10 @@ pub struct Config {
     pub storage: Storage,
     /// What is kept, and for how long.
     pub retention: Retention,
+    /// What reconciliation (NIP-77) may cost.
+    pub sync: Sync,
+    /// The user's own side of the sync engine.
+    pub client: Client,
     /// Where these settings were read, for messages.
     #[serde(skip)]
     pub origin: Origin,

@@ -5,12 +5,16 @@
 pub mod bytes;
 pub mod event;
 pub mod filter;
+pub mod hll;
+pub mod item;
 pub mod kind;
 pub mod label;
 pub mod message;
 pub mod nip19;
 pub mod pow;
 pub mod relay_info;
+pub mod relay_message;
+pub mod slot;
 pub mod subscription;
 pub mod supersede;
 pub mod tag;

@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::config::Config;
+use crate::config::Live;
 use crate::protocol::supersede::{is_expired, vanish_applies};
 use crate::protocol::verify::{Hashed, Invalid};
 use crate::protocol::{Event, Kind, PublicKey, Tags, Verified, pow};
@@ -17,7 +17,9 @@ use crate::store::Store;
 pub enum Source {
     /// A client published it.
     Client,
-    /// The operator brings it in from a file; it may be dated at any time.
+    /// The operator brings it in through the running relay: who he is, is not asked.
+    Operator,
+    /// The operator brings it in while no relay runs; it may be dated at any time too.
     Import,
 }
 
@@ -117,9 +119,6 @@ pub enum Rejection {
     /// Only its authenticated author may publish it (NIP-70), and the client is somebody else.
     #[error("restricted: this event may only be published by its author")]
     ProtectedForeign,
-    /// Only its authenticated author may publish it (NIP-70), and an import is not its author.
-    #[error("blocked: this event may only be published by its author")]
-    ProtectedImport,
     /// A repost that carries a protected event (NIP-70).
     #[error("blocked: the reposted event is protected")]
     RepostOfProtected,
@@ -146,14 +145,14 @@ impl Rejection {
 
 /// The stages, with the limits they go by.
 pub struct Ingest {
-    config: Arc<Config>,
+    config: Live,
     store: Arc<dyn Store>,
 }
 
 impl Ingest {
     /// Stages that go by `config` and know what `store` holds.
-    pub fn new(config: Arc<Config>, store: Arc<dyn Store>) -> Self {
-        Ingest { config, store }
+    pub fn new(config: impl Into<Live>, store: Arc<dyn Store>) -> Self {
+        Ingest { config: config.into(), store }
     }
 
     /// Takes an event through all stages; costs one signature check (25 µs) when it is good and new. `now` is in
@@ -164,8 +163,10 @@ impl Ingest {
     pub fn check(&self, event: Event, sender: &Sender, now: u64) -> Result<Verified<Event>, Rejection> {
         self.check_limits(&event)?;
         if sender.source == Source::Client {
-            self.check_date(event.created_at, now)?;
             self.check_access(&event, sender)?;
+        }
+        if sender.source != Source::Import {
+            self.check_date(event.created_at, now)?;
             // Here and not only at the store, where it would cost a batch's deletions too. An import is to end instead.
             if !event.kind.is_ephemeral() && !self.store.has_room_for(event.kind) {
                 return Err(Rejection::QuotaUsedUp);
@@ -178,12 +179,12 @@ impl Ingest {
         }
         let verified = hashed.verify()?;
         let bytes = verified.canonical().json.len();
-        let bytes_max = self.config.limits.frame_bytes_max;
+        let bytes_max = self.config.load().limits.frame_bytes_max;
         if bytes > bytes_max { Err(Rejection::TooLarge { bytes, bytes_max }) } else { Ok(verified) }
     }
 
     fn check_limits(&self, event: &Event) -> Result<(), Rejection> {
-        let limits = &self.config.limits;
+        let limits = &self.config.load().limits;
         if event.tags.len() > limits.event_tags_max {
             return Err(Rejection::TooManyTags { tags: event.tags.len(), tags_max: limits.event_tags_max });
         }
@@ -196,7 +197,7 @@ impl Ingest {
     }
 
     fn check_date(&self, created_at: u64, now: u64) -> Result<(), Rejection> {
-        let limits = &self.config.limits;
+        let limits = &self.config.load().limits;
         let ahead_secs = created_at.saturating_sub(now);
         if ahead_secs > limits.created_at_ahead_secs_max {
             return Err(Rejection::TooFarAhead { ahead_secs, secs_max: limits.created_at_ahead_secs_max });
@@ -211,18 +212,17 @@ impl Ingest {
 
     /// What every client must have done. Requests to vanish are followed whoever sends them (NIP-62).
     fn check_access(&self, event: &Event, sender: &Sender) -> Result<(), Rejection> {
-        let access = &self.config.access;
+        let access = &self.config.load().access;
         if event.kind == Kind::VANISH {
             return Ok(());
         }
         if access.auth_required_to_write && sender.keys.is_empty() {
             return Err(Rejection::AuthRequired);
         }
-        let (proven, needed) = (pow::proven(event), access.pow_bits(event.kind.0));
-        if proven < needed.into() {
-            return Err(Rejection::TooLittleWork { proven, needed, kind: event.kind });
+        match access.pow_bits(event.kind.0) {
+            0 => Ok(()),
+            needed => check_work(event, needed),
         }
-        Ok(())
     }
 
     fn check_policy(&self, event: &Event, sender: &Sender, now: u64) -> Result<(), Rejection> {
@@ -238,7 +238,7 @@ impl Ingest {
         if matches!(event.kind, Kind::REPOST | Kind::GENERIC_REPOST) && embeds_protected(&event.content) {
             return Err(Rejection::RepostOfProtected);
         }
-        if event.kind == Kind::VANISH && !vanish_applies(event, &self.config.service_url) {
+        if event.kind == Kind::VANISH && !vanish_applies(event, &self.config.load().service_url) {
             return Err(Rejection::VanishElsewhere);
         }
         if !event.kind.is_ephemeral() && !self.store.keeps(event, now) {
@@ -255,13 +255,19 @@ impl Ingest {
     }
 }
 
+fn check_work(event: &Event, needed: u8) -> Result<(), Rejection> {
+    let proven = pow::proven(event);
+    if proven >= needed.into() { Ok(()) } else { Err(Rejection::TooLittleWork { proven, needed, kind: event.kind }) }
+}
+
 /// A protected event (NIP-70) comes in only from a client that has authenticated as its author.
 fn check_author_publishes(event: &Event, sender: &Sender) -> Result<(), Rejection> {
     match sender.source {
         Source::Client if sender.keys.contains(&event.pubkey) => Ok(()),
         Source::Client if sender.keys.is_empty() => Err(Rejection::ProtectedNeedsAuth),
         Source::Client => Err(Rejection::ProtectedForeign),
-        Source::Import => Err(Rejection::ProtectedImport),
+        // What others protect, the operator's commands leave out unless they are told otherwise.
+        Source::Operator | Source::Import => Ok(()),
     }
 }
 
@@ -279,6 +285,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
+    use crate::config::Config;
     use crate::protocol::testing::{Author, NOW};
     use crate::store::memory::MemoryStore;
 
@@ -325,7 +332,8 @@ mod tests {
         let import = |event| ingest().check(event, &Sender::import(), NOW).map(drop);
         assert_eq!(import(author.event(1, NOW * 1_000, &[] as &[Vec<&str>], "")), Ok(()));
         assert_eq!(import(author.event(1, 0, &[] as &[Vec<&str>], "")), Ok(()));
-        assert_eq!(import(author.event(1, 0, &[vec!["-"]], "")), Err(Rejection::ProtectedImport));
+        assert_eq!(import(author.event(1, 0, &[vec!["-"]], "")), Ok(()));
+        assert_eq!(import(author.event(22_242, 0, &[] as &[Vec<&str>], "")), Err(Rejection::ClientAuth));
     }
 
     /// Kind 22242 goes nowhere (T33); protected events and reposts that carry one are refused (T38).

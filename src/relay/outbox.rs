@@ -8,13 +8,16 @@
 //! none counts bytes.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::task::AtomicWaker;
 
 use super::lock;
+use super::negotiation::Negotiated;
 use super::query::Page;
 
 /// Names a subscription or a count within one connection; never used twice there.
@@ -27,6 +30,8 @@ pub enum Outgoing {
     Answer(String),
     /// The next rows, or the end, of one of its queries.
     Page(Box<Page>),
+    /// The answer to a message of one of its reconciliations.
+    Negotiated(Box<Negotiated>),
     /// A live event for one of its subscriptions.
     Live {
         /// The subscription.
@@ -53,6 +58,8 @@ pub struct Outbox {
     /// Told apart from every other connection of this process.
     pub connection: u64,
     live_bytes_max: usize,
+    /// Microseconds of query threads that nobody has asked for yet.
+    queried_micros: AtomicU64,
     queue: Mutex<Queue>,
     taker: AtomicWaker,
 }
@@ -75,7 +82,24 @@ const IDLE_SLOTS_MAX: usize = 16;
 impl Outbox {
     /// An empty outbox that holds live events of up to `live_bytes_max` bytes.
     pub fn new(connection: u64, live_bytes_max: usize) -> Arc<Self> {
-        Arc::new(Outbox { connection, live_bytes_max, queue: Mutex::default(), taker: AtomicWaker::new() })
+        Arc::new(Outbox {
+            connection,
+            live_bytes_max,
+            queried_micros: AtomicU64::new(0),
+            queue: Mutex::default(),
+            taker: AtomicWaker::new(),
+        })
+    }
+
+    /// Notes that a query thread has worked for this connection.
+    pub fn add_query_time(&self, worked: Duration) {
+        let micros = u64::try_from(worked.as_micros()).unwrap_or(u64::MAX);
+        self.queried_micros.fetch_add(micros, Ordering::Relaxed);
+    }
+
+    /// For how long query threads have worked for this connection since this was asked last.
+    pub fn take_query_time(&self) -> Duration {
+        Duration::from_micros(self.queried_micros.swap(0, Ordering::Relaxed))
     }
 
     /// Queues a message. After [`Outbox::close`] or an overflow it is dropped.
@@ -149,6 +173,7 @@ impl Outgoing {
         match self {
             Outgoing::Answer(text) => text.len(),
             Outgoing::Page(page) => page.rows.iter().map(|row| row.json.len()).sum(),
+            Outgoing::Negotiated(negotiated) => negotiated.bytes(),
             Outgoing::Live { json, .. } => json.len(),
         }
     }
@@ -157,7 +182,7 @@ impl Outgoing {
     fn live_bytes(&self) -> usize {
         match self {
             Outgoing::Live { json, .. } => json.len() + LIVE_OVERHEAD_BYTES,
-            Outgoing::Answer(_) | Outgoing::Page(_) => 0,
+            Outgoing::Answer(_) | Outgoing::Page(_) | Outgoing::Negotiated(_) => 0,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Stored events for REQ and COUNT: a few threads take turns at the queries that are open.
+//! Stored events for REQ, COUNT and reconciliation: a few threads take turns at the queries that are open.
 //!
 //! A query works for one time slice or one page, whichever ends first. The page goes to the connection's [`Outbox`]
 //! with the rest of the query in it, and only when the connection has written the page does it hand the rest back
@@ -14,8 +14,12 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::lock;
+use super::negotiation::Negotiation;
 use super::outbox::{Outbox, Outgoing, Serial};
+use super::querylog::{Finished, QueryFigures, QueryLog};
 use crate::config::Limits;
+use crate::protocol::event::author_in;
+use crate::protocol::hll::Hll;
 use crate::protocol::message::EoseHint;
 use crate::protocol::{Filter, Visibility};
 use crate::store::{PageBudget, Position, Progress, Query, Row, Scan, Store, StoreError, Wanted};
@@ -50,6 +54,8 @@ pub enum PageEnd {
         count: u64,
         /// Whether there may be more of them.
         approximate: bool,
+        /// HyperLogLog registers over their authors, where NIP-45 defines them: hex.
+        hll: Option<String>,
     },
     /// The query cannot be answered; the text for `CLOSED`.
     Failed(&'static str),
@@ -62,9 +68,12 @@ pub struct Job {
     task: Task,
     stage: Stage,
     worked: Duration,
+    /// For the log, if the query turns out to be slow.
+    asked: Box<[Filter]>,
+    asked_at: u64,
+    rows: u64,
 }
 
-#[derive(Clone, Copy)]
 enum Task {
     Rows {
         /// Whether some filter asked for none of its stored events, so that nobody may say they were all sent.
@@ -72,6 +81,7 @@ enum Task {
     },
     Count {
         so_far: u64,
+        hll: Option<Box<Hll>>,
     },
 }
 
@@ -106,13 +116,17 @@ impl Job {
 
     /// The number of stored events for a COUNT; limits play no part.
     pub fn count(outbox: &Arc<Outbox>, serial: Serial, filters: Vec<Filter>, visible: Visibility, now: u64) -> Job {
+        let hll = Hll::for_question(&filters).map(Box::new);
         let wanted = filters.into_iter().map(|filter| Wanted { filter, limit: usize::MAX, whole_seconds: false });
         let query = Query { wanted: asked(wanted), now, before: None, visible };
-        Job::new(outbox, serial, Task::Count { so_far: 0 }, query)
+        Job::new(outbox, serial, Task::Count { so_far: 0, hll }, query)
     }
 
     fn new(outbox: &Arc<Outbox>, serial: Serial, task: Task, query: Query) -> Job {
-        Job { serial, outbox: outbox.clone(), task, stage: Stage::New(query), worked: Duration::ZERO }
+        let asked = query.wanted.iter().map(|wanted| wanted.filter.clone()).collect();
+        let asked_at = query.now;
+        let outbox = outbox.clone();
+        Job { serial, outbox, task, stage: Stage::New(query), worked: Duration::ZERO, asked, asked_at, rows: 0 }
     }
 
     fn asks_nothing(&self) -> bool {
@@ -131,26 +145,57 @@ impl Job {
         let Stage::Running(scan) = &mut self.stage else { unreachable!("the scan was just begun") };
         let progress = match &mut self.task {
             Task::Rows { .. } => scan.page(PageBudget { bytes_max: PAGE_BYTES_MAX, until }, &mut rows)?,
-            Task::Count { so_far } => {
-                let (more, progress) = scan.count(until)?;
+            Task::Count { so_far, hll } => {
+                let (more, progress) = match hll {
+                    Some(hll) => count_authors(&mut **scan, hll, until)?,
+                    None => scan.count(until)?,
+                };
                 *so_far += more;
                 progress
             }
         };
-        self.worked += started.elapsed();
+        let worked = started.elapsed();
+        self.worked += worked;
+        self.outbox.add_query_time(worked);
+        self.rows += rows.len() as u64;
         Ok((rows, progress))
+    }
+
+    /// The query as the log wants it, at its end.
+    fn finished(&self, progress: Progress) -> Finished<'_> {
+        let rows = match self.task {
+            Task::Count { so_far, .. } => so_far,
+            Task::Rows { .. } => self.rows,
+        };
+        let closed = progress == Progress::Paused;
+        Finished { filters: &self.asked, asked_at: self.asked_at, worked: self.worked, rows, closed }
     }
 
     /// What the client is told when the query has come to an end, or must.
     fn end(&self, progress: Progress) -> PageEnd {
-        match (self.task, progress) {
-            (Task::Count { so_far }, _) => {
-                PageEnd::Count { count: so_far, approximate: progress != Progress::Finished }
-            }
+        match (&self.task, progress) {
+            (Task::Count { so_far, hll }, _) => PageEnd::Count {
+                count: *so_far,
+                approximate: progress != Progress::Finished,
+                hll: hll.as_ref().map(|hll| hll.to_hex()),
+            },
             (Task::Rows { .. }, Progress::Paused) => PageEnd::Failed("error: the query took too long; narrow it"),
             (Task::Rows { unasked: false }, Progress::Finished) => PageEnd::Eose(EoseHint::Finish),
             (Task::Rows { unasked: false }, Progress::MoreOlder) => PageEnd::Eose(EoseHint::More),
             (Task::Rows { .. }, _) => PageEnd::Eose(EoseHint::Unknown),
+        }
+    }
+}
+
+/// Counts on until then, and the authors into the registers; for that the events themselves are needed.
+fn count_authors(scan: &mut dyn Scan, hll: &mut Hll, until: Instant) -> Result<(u64, Progress), StoreError> {
+    let (mut counted, mut rows) = (0, Vec::new());
+    loop {
+        let progress = scan.page(PageBudget { bytes_max: PAGE_BYTES_MAX, until }, &mut rows)?;
+        counted += rows.len() as u64;
+        rows.drain(..).filter_map(|row| author_in(&row.json)).for_each(|author| hll.add(&author));
+        if progress != Progress::Paused || Instant::now() >= until {
+            return Ok((counted, progress));
         }
     }
 }
@@ -182,24 +227,31 @@ struct Shared {
     store: Arc<dyn Store>,
     slice: Duration,
     time_max: Duration,
+    log: QueryLog,
     queue: Mutex<RunQueue>,
     changed: Condvar,
 }
 
+/// What a thread works on for one turn.
+enum Work {
+    Query(Job),
+    Negotiation(Box<Negotiation>),
+}
+
 #[derive(Default)]
 struct RunQueue {
-    new: VecDeque<Job>,
-    resumed: VecDeque<Job>,
+    new: VecDeque<Work>,
+    resumed: VecDeque<Work>,
     new_in_a_row: u32,
     stopping: bool,
 }
 
 impl RunQueue {
-    fn next(&mut self) -> Option<Job> {
+    fn next(&mut self) -> Option<Work> {
         let resumed_first = self.new_in_a_row >= NEW_IN_A_ROW_MAX && !self.resumed.is_empty();
-        if !resumed_first && let Some(job) = self.new.pop_front() {
+        if !resumed_first && let Some(work) = self.new.pop_front() {
             self.new_in_a_row += 1;
-            return Some(job);
+            return Some(work);
         }
         self.new_in_a_row = 0;
         self.resumed.pop_front()
@@ -213,7 +265,8 @@ impl Queries {
     /// When the system refuses a thread.
     pub fn start(store: Arc<dyn Store>, limits: &Limits, threads: usize) -> std::io::Result<Queries> {
         let (slice, time_max) = (limits.query_slice(), limits.query_time_max());
-        let shared = Shared { store, slice, time_max, queue: Mutex::default(), changed: Condvar::new() };
+        let log = QueryLog::default();
+        let shared = Shared { store, slice, time_max, log, queue: Mutex::default(), changed: Condvar::new() };
         let queries = Queries { shared: Arc::new(shared), threads: Mutex::default() };
         for number in 0..threads {
             let shared = queries.shared.clone();
@@ -228,12 +281,30 @@ impl Queries {
         if job.asks_nothing() {
             return send(&job.outbox, job.serial, Vec::new(), job.end(Progress::Finished));
         }
-        self.shared.enqueue(|queue| queue.new.push_back(job));
+        self.shared.enqueue(|queue| queue.new.push_back(Work::Query(job)));
     }
 
     /// Goes on with a query whose last page was written.
     pub fn resume(&self, job: Job) {
-        self.shared.enqueue(|queue| queue.resumed.push_back(job));
+        self.shared.enqueue(|queue| queue.resumed.push_back(Work::Query(job)));
+    }
+
+    /// Has the next message of a reconciliation answered; the answer goes to its connection.
+    pub fn negotiate(&self, negotiation: Box<Negotiation>) {
+        self.shared.enqueue(|queue| queue.new.push_back(Work::Negotiation(negotiation)));
+    }
+
+    /// From now on queries that run for longer are logged.
+    pub fn log_from(&self, slow: Option<Duration>) {
+        self.shared.log.log_from(slow);
+    }
+
+    /// What queries have cost.
+    pub fn figures(&self) -> QueryFigures {
+        let queue = lock(&self.shared.queue);
+        let waiting = queue.new.len() + queue.resumed.len();
+        drop(queue);
+        self.shared.log.figures(waiting)
     }
 
     /// Drops what waits and ends the threads, each after its current slice.
@@ -264,24 +335,42 @@ impl Shared {
     }
 
     fn run(&self) {
-        while let Some(job) = self.wait() {
-            let (outbox, serial) = (job.outbox.clone(), job.serial);
+        while let Some(work) = self.wait() {
             // A panic in one query must not take the thread, and with it all other queries, along.
-            if catch_unwind(AssertUnwindSafe(|| self.turn(job))).is_err() {
-                tracing::error!("a query panicked");
-                send(&outbox, serial, Vec::new(), PageEnd::Failed(READ_ERROR));
+            match work {
+                Work::Query(job) => {
+                    let (outbox, serial) = (job.outbox.clone(), job.serial);
+                    self.or_else(|| self.turn(job), || send(&outbox, serial, Vec::new(), PageEnd::Failed(READ_ERROR)));
+                }
+                Work::Negotiation(negotiation) => {
+                    let failed = negotiation.failed();
+                    self.or_else(|| self.negotiation_turn(negotiation), failed);
+                }
             }
         }
     }
 
-    fn wait(&self) -> Option<Job> {
+    fn or_else(&self, turn: impl FnOnce(), panicked: impl FnOnce()) {
+        if catch_unwind(AssertUnwindSafe(turn)).is_err() {
+            tracing::error!("a query panicked");
+            panicked();
+        }
+    }
+
+    fn negotiation_turn(&self, negotiation: Box<Negotiation>) {
+        if let Some(rest) = negotiation.turn(&*self.store, self.slice, self.time_max) {
+            self.enqueue(|queue| queue.resumed.push_back(Work::Negotiation(rest)));
+        }
+    }
+
+    fn wait(&self) -> Option<Work> {
         let mut queue = lock(&self.queue);
         loop {
             if queue.stopping {
                 return None;
             }
-            if let Some(job) = queue.next() {
-                return Some(job);
+            if let Some(work) = queue.next() {
+                return Some(work);
             }
             queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
         }
@@ -301,10 +390,15 @@ impl Shared {
         };
         let goes_on = progress == Progress::Paused && job.worked < self.time_max;
         if goes_on && rows.is_empty() {
-            return self.enqueue(|queue| queue.resumed.push_back(job));
+            return self.enqueue(|queue| queue.resumed.push_back(Work::Query(job)));
         }
         let (outbox, serial) = (job.outbox.clone(), job.serial);
-        let end = if goes_on { PageEnd::More(job) } else { job.end(progress) };
+        let end = if goes_on {
+            PageEnd::More(job)
+        } else {
+            self.log.note(&job.finished(progress), &*self.store);
+            job.end(progress)
+        };
         send(&outbox, serial, rows, end);
     }
 }
@@ -429,9 +523,9 @@ mod tests {
         let queries = Queries::start(store(0..9, ""), &limits(), 1).unwrap();
         let outbox = Outbox::new(1, 1 << 20);
         queries.begin(Job::count(&outbox, 1, filters(&["{}", r#"{"kinds":[1],"limit":1}"#]), everything(), NOW));
-        assert!(matches!(page(&outbox).end, PageEnd::Count { count: 9, approximate: false }));
+        assert!(matches!(page(&outbox).end, PageEnd::Count { count: 9, approximate: false, hll: None }));
         queries.begin(Job::count(&outbox, 2, filters(&[r#"{"kinds":[]}"#]), everything(), NOW));
-        assert!(matches!(page(&outbox).end, PageEnd::Count { count: 0, approximate: false }));
+        assert!(matches!(page(&outbox).end, PageEnd::Count { count: 0, approximate: false, hll: None }));
     }
 
     /// A store whose scans never come to an end, or fail outright.
@@ -492,7 +586,7 @@ mod tests {
             let expected = if panics { READ_ERROR } else { "error: the query took too long; narrow it" };
             assert!(matches!(page(&outbox).end, PageEnd::Failed(text) if text == expected));
             queries.begin(Job::count(&outbox, 2, filters(&["{}"]), everything(), NOW));
-            assert!(matches!(page(&outbox).end, PageEnd::Count { count: 1.., approximate: true }));
+            assert!(matches!(page(&outbox).end, PageEnd::Count { count: 1.., approximate: true, .. }));
         }
     }
 
@@ -500,11 +594,15 @@ mod tests {
     #[test]
     fn resumed_queries_have_their_turn() {
         let outbox = Outbox::new(1, 1 << 20);
-        let job = |serial| Job::count(&outbox, serial, Vec::new(), everything(), NOW);
+        let job = |serial| Work::Query(Job::count(&outbox, serial, Vec::new(), everything(), NOW));
         let mut queue = RunQueue::default();
         queue.resumed.push_back(job(100));
         (0..20).for_each(|serial| queue.new.push_back(job(serial)));
-        let order: Vec<Serial> = std::iter::from_fn(|| queue.next()).map(|job| job.serial).collect();
+        let serial = |work| match work {
+            Work::Query(job) => job.serial,
+            Work::Negotiation(_) => unreachable!("only queries were queued"),
+        };
+        let order: Vec<Serial> = std::iter::from_fn(|| queue.next()).map(serial).collect();
         assert_eq!(order.iter().position(|serial| *serial == 100), Some(NEW_IN_A_ROW_MAX as usize));
         assert_eq!(order.len(), 21);
     }

@@ -3,20 +3,25 @@
 //! Keeps the subscriptions of the connection and what is under way for it. Starts nothing itself: a message becomes an
 //! [`Action`] for `connection` to carry out, answers become frames.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use super::frames::Frames;
+use super::negotiations::{Call, Negotiations};
 use crate::auth::{Gate, Session};
 use crate::config::{Config, Limits};
 use crate::protocol::message::{self, ClientMessage, EoseHint, Refusal};
-use crate::protocol::{Event, Filter, PublicKey, SubscriptionId, Visibility};
+use crate::protocol::{Event, Filter, SubscriptionId, Visibility};
+use crate::relay::ingest::{Sender, Source};
+use crate::relay::negotiation::Negotiated;
 use crate::relay::outbox::Serial;
 use crate::relay::query::{Job, Page, PageEnd};
 
 /// What a client's message calls for.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Action {
     /// Nothing, or nothing yet.
     Nothing,
@@ -49,6 +54,8 @@ pub enum Action {
     },
     /// End this subscription.
     Unsubscribe(Serial),
+    /// Reconcile.
+    Negotiate(Call),
 }
 
 /// What remains to be done after a page was framed.
@@ -81,6 +88,7 @@ pub struct Peer {
     /// A message that must not be acted upon before all EVENTs before it are answered.
     held: Option<ClientMessage>,
     held_live_bytes: usize,
+    negotiations: Negotiations,
 }
 
 struct Subscription {
@@ -96,7 +104,9 @@ struct Subscription {
 impl Peer {
     /// A client that has just connected.
     pub fn new(config: Arc<Config>, gate: Arc<Gate>, session: Session) -> Self {
+        let negotiations = Negotiations::new(config.sync.sessions_max, config.sync.session_idle());
         Peer {
+            negotiations,
             config,
             gate,
             session,
@@ -115,23 +125,25 @@ impl Peer {
         message::auth(&self.session.challenge().text())
     }
 
-    /// The keys that the client has proven.
-    pub fn keys(&self) -> &Arc<[PublicKey]> {
-        self.session.keys()
+    /// What is known of the client as a sender of events, given its address.
+    pub fn sender(&self, ip: IpAddr) -> Sender {
+        let source = if self.session.is_operator() { Source::Operator } else { Source::Client };
+        Sender { source, keys: self.session.keys().clone(), ip: Some(ip) }
     }
 
     /// What the client may see.
     pub fn visible(&self) -> Visibility {
-        self.gate.visible_to(self.session.keys())
+        self.gate.visible_to(&self.session)
     }
 
-    /// Judges an `AUTH` event; the `OK` for it. `now` is in seconds since 1970.
-    pub fn authenticate(&mut self, event: Event, now: u64) -> String {
-        let id = event.id;
-        match self.session.authenticate(event, self.gate.own(), now) {
+    /// Judges an `AUTH` event: the `OK` for it, and whether the client may see more now. `now` is in seconds since 1970.
+    pub fn authenticate(&mut self, event: Event, now: u64) -> (String, bool) {
+        let (id, keys_before) = (event.id, self.session.keys().len());
+        let answer = match self.session.authenticate(event, self.gate.own(), now) {
             Ok(()) => message::ok(&id, true, ""),
             Err(error) => message::ok(&id, false, &error.to_string()),
-        }
+        };
+        (answer, self.session.keys().len() > keys_before)
     }
 
     fn limits(&self) -> &Limits {
@@ -157,8 +169,14 @@ impl Peer {
     }
 
     /// Acts on a text message.
+    #[cfg(test)]
     pub fn receive(&mut self, text: &str) -> Action {
-        match ClientMessage::parse(text) {
+        self.handle(ClientMessage::parse(text))
+    }
+
+    /// Acts on a message, or answers what is wrong with it.
+    pub fn handle(&mut self, message: Result<ClientMessage, Refusal>) -> Action {
+        match message {
             Ok(message) => self.act(message),
             Err(refusal) => self.refuse(refusal),
         }
@@ -184,7 +202,8 @@ impl Peer {
 
     fn act(&mut self, message: ClientMessage) -> Action {
         // The client's own events are seen by its next question: they are stored once they are answered (T25).
-        if self.unanswered > 0 && matches!(message, ClientMessage::Req(..) | ClientMessage::Count(..)) {
+        let asks = matches!(message, ClientMessage::Req(..) | ClientMessage::Count(..) | ClientMessage::NegOpen(..));
+        if self.unanswered > 0 && asks {
             self.held = Some(message);
             return Action::Nothing;
         }
@@ -197,12 +216,52 @@ impl Peer {
             ClientMessage::Count(id, filters) => self.count(id, filters),
             ClientMessage::Close(id) => self.close(&id).map_or(Action::Nothing, Action::Unsubscribe),
             ClientMessage::Auth(event) => Action::Authenticate(event),
+            ClientMessage::NegOpen(id, filter, message) => self.negotiate_anew(id, filter, message),
+            ClientMessage::NegMsg(id, message) => self.negotiate(|negotiations| negotiations.receive(&id, message)),
+            ClientMessage::NegClose(id) => {
+                self.negotiations.close(&id);
+                Action::Nothing
+            }
         }
+    }
+
+    fn negotiate_anew(&mut self, id: SubscriptionId, filter: Filter, message: Vec<u8>) -> Action {
+        if let Some(problem) = self.filters_problem(std::slice::from_ref(&filter)) {
+            self.negotiations.close(&id);
+            return Action::Answer { text: message::neg_err(&id, &problem, None), ended: None };
+        }
+        let serial = self.take_serial();
+        self.negotiate(|negotiations| negotiations.open(serial, id, filter, message))
+    }
+
+    fn negotiate(&mut self, act: impl FnOnce(&mut Negotiations) -> Call) -> Action {
+        match act(&mut self.negotiations) {
+            Call::Refuse(text) => Action::Answer { text, ended: None },
+            call => {
+                self.queries += 1;
+                Action::Negotiate(call)
+            }
+        }
+    }
+
+    /// The open reconciliations.
+    pub fn negotiations(&mut self) -> &mut Negotiations {
+        &mut self.negotiations
+    }
+
+    /// Frames the answer to a message of a reconciliation.
+    pub fn negotiated(&mut self, negotiated: Negotiated, now: Instant, frames: &mut Frames) {
+        self.queries = self.queries.saturating_sub(1);
+        self.negotiations.answered(negotiated, now, frames);
     }
 
     fn refuse(&mut self, refusal: Refusal) -> Action {
         let ended = match &refusal {
             Refusal::Closed { id, .. } => SubscriptionId::new(id).and_then(|id| self.close(&id)),
+            Refusal::NegErr { id, .. } => {
+                SubscriptionId::new(id).iter().for_each(|id| self.negotiations.close(id));
+                None
+            }
             Refusal::Ok { .. } | Refusal::Notice(_) => None,
         };
         Action::Answer { text: refusal.to_json(), ended }
@@ -261,7 +320,7 @@ impl Peer {
         if item_count(filters) > limits.filter_values_max {
             return Some(format!("error: at most {} values in all filters are accepted", limits.filter_values_max));
         }
-        self.gate.refuse(filters, self.session.keys()).map(str::to_owned)
+        self.gate.refuse(filters, &self.session).map(str::to_owned)
     }
 
     fn subscription_problem(&self, filters: &[Filter]) -> Option<String> {
@@ -303,8 +362,9 @@ impl Peer {
     /// Frames a page, and what follows it.
     pub fn page(&mut self, page: Page, frames: &mut Frames) -> AfterPage {
         self.queries = self.queries.saturating_sub(1);
-        if let PageEnd::Count { count, approximate } = page.end {
-            self.counted(page.serial, &message_of_count(count, approximate), frames);
+        if let PageEnd::Count { count, approximate, hll } = page.end {
+            let answer = |id: &SubscriptionId| message::count(id, count, approximate, hll.as_deref());
+            self.counted(page.serial, &answer, frames);
             return AfterPage::default();
         }
         let Some(index) = self.find(page.serial) else {
@@ -345,10 +405,6 @@ impl Peer {
             frames.text(&answer(&id));
         }
     }
-}
-
-fn message_of_count(count: u64, approximate: bool) -> impl Fn(&SubscriptionId) -> String {
-    move |id| message::count(id, count, approximate)
 }
 
 fn item_count(filters: &[Filter]) -> usize {
@@ -428,7 +484,8 @@ mod tests {
         assert!(matches!(count, Action::Count { .. }));
         let replaced = req(&mut peer, "a");
         assert!(matches!(replaced, Action::Subscribe { replaced: Some(old), .. } if old == first), "{replaced:?}");
-        assert_eq!(peer.receive("[\"CLOSE\",\"b\"]"), Action::Unsubscribe(second));
+        let closed = peer.receive("[\"CLOSE\",\"b\"]");
+        assert!(matches!(closed, Action::Unsubscribe(serial) if serial == second), "{closed:?}");
         serial_of(req(&mut peer, "c"));
     }
 
@@ -459,10 +516,10 @@ mod tests {
         let mut peer = peer(|_| {});
         assert!(matches!(peer.receive(&event_message()), Action::Publish(_)));
         assert!(matches!(peer.receive(&event_message()), Action::Publish(_)));
-        assert_eq!(req(&mut peer, "a"), Action::Nothing);
+        assert!(matches!(req(&mut peer, "a"), Action::Nothing));
         assert!(!peer.wants_input() && !peer.is_settled());
         peer.answered();
-        assert_eq!(peer.take_held(), None);
+        assert!(peer.take_held().is_none());
         peer.answered();
         serial_of(peer.take_held().unwrap());
         assert!(peer.wants_input() && peer.is_settled());
@@ -496,7 +553,7 @@ mod tests {
         let count = serial_of(peer.receive("[\"COUNT\",\"a\",{}]"));
         peer.receive("[\"CLOSE\",\"a\"]");
         peer.page(rows(new, &["1"], PageEnd::Failed("error: x")), &mut frames);
-        peer.page(rows(count, &[], PageEnd::Count { count: 1, approximate: false }), &mut frames);
+        peer.page(rows(count, &[], PageEnd::Count { count: 1, approximate: false, hll: None }), &mut frames);
         assert_eq!(read(&frames), [""; 0]);
         assert_eq!((peer.held_live_bytes, peer.queries), (0, 0));
     }
@@ -551,11 +608,12 @@ mod tests {
         let Action::Authenticate(note) = peer.receive(&event_message().replacen("EVENT", "AUTH", 1)) else {
             panic!("AUTH is for the session");
         };
-        assert!(peer.authenticate(*note, NOW).contains(",false,\"invalid: an AUTH event has kind 22242, not 1\""));
+        assert!(peer.authenticate(*note, NOW).0.contains(",false,\"invalid: an AUTH event has kind 22242, not 1\""));
         let tags = [vec!["relay", "ws://localhost:7777"], vec!["challenge", "07070707070707070707070707070707"]];
         let proof = Author::new(1).event(22_242, NOW, &tags, "");
-        assert_eq!(peer.authenticate(proof.clone(), NOW), message::ok(&proof.id, true, ""));
-        assert_eq!(peer.keys()[..], [proof.pubkey]);
+        assert_eq!(peer.authenticate(proof.clone(), NOW), (message::ok(&proof.id, true, ""), true));
+        assert_eq!(peer.authenticate(proof.clone(), NOW), (message::ok(&proof.id, true, ""), false));
+        assert_eq!(peer.session.keys()[..], [proof.pubkey]);
         serial_of(peer.receive(inbox));
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::protocol::slot::{self, Slot};
 use crate::protocol::supersede::{
     self, Address, Known, Target, Verdict, Version, deleters, deletion_targets, judge, may_delete,
 };
@@ -11,10 +12,14 @@ use super::embedded::{Files, WriterState};
 use super::fault;
 use super::index::{Change, Key, Value};
 use super::log::Erasure;
-use super::merge::Merge;
+use super::merge::{Candidate, Merge};
 use super::record::{self, GoneVersion, PAYLOAD_BYTES_MAX, Record, Removed, StoredEvent};
 use super::schema::{self, Place, Prefix};
+use super::sums::Deltas;
 use super::{Removal, StoreError};
+
+/// Events that a request to vanish takes out in one write, which holds about 1 kB for each.
+const VANISH_EVENTS_MAX: usize = 1_000;
 
 /// Writes that are judged and encoded but not yet in the log.
 pub(super) struct Batch<'s> {
@@ -30,6 +35,10 @@ pub(super) struct Batch<'s> {
     erase: Vec<Erasure>,
     /// Keys that vanish with this batch, and up to when.
     vanished: Vec<(PublicKey, u64)>,
+    /// Keys of which this batch takes out a request to vanish.
+    unvanished: Vec<PublicKey>,
+    /// What changes in the sums for reconciliation.
+    deltas: Deltas,
     events: u64,
     dead_bytes: u64,
 }
@@ -46,6 +55,8 @@ impl<'s> Batch<'s> {
             changes: BTreeMap::new(),
             erase: Vec::new(),
             vanished: Vec::new(),
+            unvanished: Vec::new(),
+            deltas: files.sums.begin(),
             events,
             dead_bytes,
         }
@@ -53,14 +64,18 @@ impl<'s> Batch<'s> {
 
     /// Judges an event and, if it is to be stored, takes it up with all it causes.
     pub(super) fn add(&mut self, event: &Verified<Event>, now: u64) -> Result<Verdict, StoreError> {
-        let known = self.known(event)?;
-        let verdict = judge(event, &known, now);
+        let (verdict, known) = self.verdict(event, now)?;
         match verdict {
-            Verdict::Store => self.put(event)?,
+            Verdict::Store | Verdict::StoreFormer => self.put(event, now)?,
             Verdict::Deleted if known.deleted_by_id => self.note_gone(event, known.current)?,
             _ => {}
         }
         Ok(verdict)
+    }
+
+    fn verdict(&self, event: &Event, now: u64) -> Result<(Verdict, Known), StoreError> {
+        let known = self.known(event, now)?;
+        Ok((judge(event, &known, now), known))
     }
 
     /// Takes an event out; false when it is not there.
@@ -89,6 +104,7 @@ impl<'s> Batch<'s> {
         let (Record::Put(event), len) = self.decoded(&bytes)? else { return Ok(false) };
         let keys: Vec<Key> =
             schema::entries(&event, Place::new(place.offset, len)).into_iter().map(|(key, _)| key).collect();
+        self.deltas.note(&event, place.offset, false);
         let before = self.records.len();
         let removed = Removed::new(&event, by, place.offset, len, why);
         record::push_remove(&mut self.records, &removed, keys.iter());
@@ -102,6 +118,9 @@ impl<'s> Batch<'s> {
         if why.erases() {
             self.erase.push(Erasure { id: event.id, offset: place.offset, len });
         }
+        if event.kind == Kind::VANISH {
+            self.unvanished.push(event.pubkey);
+        }
         self.events = self.events.saturating_sub(1);
         self.dead_bytes += u64::from(len) + (self.records.len() - before) as u64;
         Ok(true)
@@ -114,25 +133,31 @@ impl<'s> Batch<'s> {
         }
         self.files.index.wait_for_room()?;
         self.files.log.append(&self.records)?;
-        // Before the index takes it up: a run that holds the removal is replayed no more, and would leave the bytes.
-        if !self.erase.is_empty() {
-            self.files.log.erase(&self.erase)?;
-        }
         let end = self.files.log.end();
         self.changes.extend(schema::counters(self.events, self.dead_bytes, end));
         let changes: Vec<Change> = self.changes.into_iter().collect();
-        self.files.index.apply(&changes, end)?;
+        // As one step for the sums: they read an event before it is erased, or not at all.
+        self.files.sums.commit(self.deltas, || {
+            // Before the index takes it up: a run that holds the removal is replayed no more, and would leave the bytes.
+            if !self.erase.is_empty() {
+                self.files.log.erase(&self.erase)?;
+            }
+            Ok(self.files.index.apply(&changes, end)?)
+        })?;
         fault::point("index.applied");
         self.state.events = self.events;
         self.state.dead_bytes = self.dead_bytes;
         for (pubkey, until) in self.vanished {
             self.state.vanish(&pubkey, until);
         }
+        for pubkey in self.unvanished {
+            self.state.look_up_vanished(&self.files.index, &pubkey)?;
+        }
         Ok(())
     }
 
     /// What bears on an incoming event. The filter on ids spares the look-ups for ids never heard of.
-    fn known(&self, event: &Event) -> Result<Known, StoreError> {
+    fn known(&self, event: &Event, now: u64) -> Result<Known, StoreError> {
         let heard_of = self.files.bloom.contains(&event.id.0);
         if heard_of && self.get(&schema::by_id(&event.id))?.is_some() {
             return Ok(Known { stored: true, ..Known::default() });
@@ -150,7 +175,47 @@ impl<'s> Batch<'s> {
             let gone = first(schema::gone_version_range(&schema::address_hash(&address)))?;
             known.deleted_version = gone.as_ref().and_then(schema::gone_version_of);
         }
+        if slot::is_version(event) {
+            let slot = Slot::new(self.versions(&event.pubkey)?.into_iter().map(|(version, _)| version).collect());
+            known.rank = Some(slot.with(slot::Version::of(event), now).0);
+        }
         Ok(known)
+    }
+
+    /// The kept versions of an author's settings, and where they lie.
+    fn versions(&self, author: &PublicKey) -> Result<Vec<(slot::Version, Place)>, StoreError> {
+        let prefix = Prefix::author_kind(author, slot::KIND);
+        let (from, to) = (prefix.start(u64::MAX), prefix.end(0));
+        let mut entries = Vec::new();
+        self.files.index.scan(&from, &to, usize::MAX, &mut entries)?;
+        let mut entries: BTreeMap<Key, Option<Value>> =
+            entries.into_iter().map(|(key, value)| (key, Some(value))).collect();
+        entries.extend(self.changes.range(from..to).map(|(key, value)| (*key, *value)));
+        let mut versions = Vec::new();
+        for (key, value) in entries {
+            let place =
+                prefix.suffix_of(&key).zip(value).and_then(|(suffix, value)| schema::place_and_kind(&suffix, &value));
+            let Some((place, _)) = place else { continue };
+            let Some(bytes) = self.event_bytes(place)? else { continue };
+            if let (Record::Put(event), _) = self.decoded(&bytes)?
+                && event.pubkey == *author
+                && let Some(version) = event.settings_version()
+            {
+                versions.push((version, place));
+            }
+        }
+        Ok(versions)
+    }
+
+    /// The versions of settings that are too many with this one.
+    fn surplus_versions(&self, event: &Event, now: u64) -> Result<Vec<Place>, StoreError> {
+        if !slot::is_version(event) {
+            return Ok(Vec::new());
+        }
+        let (versions, places): (Vec<slot::Version>, Vec<Place>) = self.versions(&event.pubkey)?.into_iter().unzip();
+        let ids: Vec<EventId> = versions.iter().map(|version| version.id).collect();
+        let (_, gone) = Slot::new(versions).with(slot::Version::of(event), now);
+        Ok(ids.iter().zip(places).filter(|(id, _)| gone.contains(id)).map(|(_, place)| place).collect())
     }
 
     /// Notes that a version of an address is deleted, and takes out what it would have replaced had it come earlier.
@@ -204,13 +269,13 @@ impl<'s> Batch<'s> {
         }
     }
 
-    fn put(&mut self, event: &Verified<Event>) -> Result<(), StoreError> {
+    fn put(&mut self, event: &Verified<Event>, now: u64) -> Result<(), StoreError> {
         if record::put_len_bound(event) > PAYLOAD_BYTES_MAX {
             return Err(StoreError::Damaged(format!("event {} is too large for the log", event.id)));
         }
         let replaced = match Address::of(event) {
-            Some(address) => self.current(&address)?.map(|(_, place)| place),
-            None => None,
+            Some(address) => self.current(&address)?.map(|(_, place)| place).into_iter().collect(),
+            None => self.surplus_versions(event, now)?,
         };
         let offset = self.base + self.records.len() as u64;
         let (start, followers) = (self.records.len(), self.followers);
@@ -219,10 +284,11 @@ impl<'s> Batch<'s> {
         let (Record::Put(stored), _) = self.decoded(&self.records[start..])? else {
             return Err(StoreError::Damaged(format!("event {} was not encoded as one", event.id)));
         };
+        self.deltas.note(&stored, offset, true);
         self.changes.extend(schema::entries(&stored, place));
         self.files.bloom.insert(&event.id.0);
         self.events += 1;
-        if let Some(replaced) = replaced {
+        for replaced in replaced {
             self.take_out(replaced, Some(event.id), Removal::Replaced)?;
         }
         match event.kind {
@@ -261,25 +327,32 @@ impl<'s> Batch<'s> {
         Ok(())
     }
 
-    /// Takes out everything of an author up to the request, and the gift wraps sent to them (NIP-62). Sees what the
-    /// index holds; the caller commits earlier writes first.
+    /// Takes out everything that goes with a request to vanish (NIP-62). Sees what the index holds; the caller commits
+    /// earlier writes first.
     fn vanish(&mut self, request: &Event) -> Result<(), StoreError> {
         self.vanished.push((request.pubkey, request.created_at));
-        let inbox = Prefix::tag(crate::protocol::TagLetter::P, &request.pubkey.to_hex());
-        for (prefix, inbox_only) in [(Prefix::author(&request.pubkey), false), (inbox, true)] {
-            let mut merge = Merge::new(vec![prefix], 0, request.created_at);
-            while let Some(candidate) = merge.next(&self.files.index)? {
-                if inbox_only && candidate.kind != Kind::GIFT_WRAP {
-                    continue;
-                }
-                let Some(bytes) = self.event_bytes(candidate.place)? else { continue };
-                let (Record::Put(event), _) = self.decoded(&bytes)? else { continue };
-                if vanishes_with(&event, request) && self.changes.get(&schema::by_id(&event.id)) != Some(&None) {
-                    self.take_out(candidate.place, Some(request.id), Removal::Vanished)?;
-                }
+        self.take_along(&mut Vanishing::of(request), Some(request.id), usize::MAX).map(drop)
+    }
+
+    /// Takes out up to `events_max` events that vanish; returns how many, which is fewer only at the end.
+    fn take_along(
+        &mut self,
+        vanishing: &mut Vanishing<'_>,
+        by: Option<EventId>,
+        events_max: usize,
+    ) -> Result<usize, StoreError> {
+        let mut taken = 0;
+        while taken < events_max
+            && let Some(candidate) = vanishing.next(self.files)?
+        {
+            let Some(bytes) = self.event_bytes(candidate.place)? else { continue };
+            let (Record::Put(event), _) = self.decoded(&bytes)? else { continue };
+            let is_gone = self.changes.get(&schema::by_id(&event.id)) == Some(&None);
+            if !is_gone && vanishes_with(&event, vanishing.request) {
+                taken += usize::from(self.take_out(candidate.place, by, Removal::Vanished)?);
             }
         }
-        Ok(())
+        Ok(taken)
     }
 
     fn place_of(&self, id: &EventId) -> Result<Option<Place>, StoreError> {
@@ -343,6 +416,57 @@ impl<'s> Batch<'s> {
         let damaged = |_| StoreError::Damaged("a record to be changed is damaged".to_owned());
         let (record, len) = record::decode(bytes).map_err(damaged)?;
         Ok((self.files.log.unpacked(record, self.base)?, len as u32))
+    }
+}
+
+/// Takes out, in writes of bounded size, what goes with a request to vanish, if that is to be stored at all, until so
+/// little is left that it goes in one write with the request. A request is only stored at the end of its work: one that
+/// was broken off was not acknowledged and is sent again, and must not be taken for done then.
+pub(super) fn vanish_in_portions(
+    files: &Files,
+    state: &mut WriterState,
+    request: &Verified<Event>,
+    now: u64,
+) -> Result<(), StoreError> {
+    if Batch::new(files, state).verdict(request, now)?.0 != Verdict::Store {
+        return Ok(());
+    }
+    let mut vanishing = Vanishing::of(request);
+    loop {
+        let mut writes = Batch::new(files, state);
+        if writes.take_along(&mut vanishing, None, VANISH_EVENTS_MAX)? < VANISH_EVENTS_MAX {
+            return Ok(());
+        }
+        writes.commit()?;
+        fault::point("vanish.portion");
+    }
+}
+
+/// The events of an author up to a request to vanish, then those sent to them, as far as they were looked at.
+struct Vanishing<'r> {
+    request: &'r Event,
+    own: Merge,
+    inbox: Merge,
+}
+
+impl<'r> Vanishing<'r> {
+    fn of(request: &'r Event) -> Self {
+        let inbox = Prefix::tag(crate::protocol::TagLetter::P, &request.pubkey.to_hex());
+        let [own, inbox] =
+            [Prefix::author(&request.pubkey), inbox].map(|prefix| Merge::new(vec![prefix], 0, request.created_at));
+        Vanishing { request, own, inbox }
+    }
+
+    fn next(&mut self, files: &Files) -> Result<Option<Candidate>, StoreError> {
+        if let Some(own) = self.own.next(&files.index)? {
+            return Ok(Some(own));
+        }
+        while let Some(sent) = self.inbox.next(&files.index)? {
+            if sent.kind == Kind::GIFT_WRAP {
+                return Ok(Some(sent));
+            }
+        }
+        Ok(None)
     }
 }
 

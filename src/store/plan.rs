@@ -31,6 +31,19 @@ pub enum Stretch<'f> {
     Tag(TagLetter, &'f str),
 }
 
+impl Stretch<'_> {
+    /// What the index it lies in goes by, in words.
+    pub fn index(&self) -> &'static str {
+        match self {
+            Stretch::Time => "time",
+            Stretch::Author(_) => "author",
+            Stretch::AuthorKind(..) => "author and kind",
+            Stretch::Kind(_) => "kind",
+            Stretch::Tag(..) => "tag",
+        }
+    }
+}
+
 /// More stretches than this by author and kind cost more to open than reading the authors' other kinds.
 const AUTHOR_KINDS_MAX: usize = 512;
 

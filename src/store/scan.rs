@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use crate::protocol::item::Item;
 use crate::protocol::{EventId, Filter};
 
 use super::{PageBudget, Progress, Row, Scan, StoreError, Wanted};
@@ -122,6 +123,11 @@ impl<S: Source> UnionScan<S> {
         UnionScan { streams: wanted.into_iter().map(stream).collect(), context, last_second: None }
     }
 
+    /// The context, for what is settled before the first page.
+    pub(super) fn context(&mut self) -> &mut S::Context {
+        &mut self.context
+    }
+
     /// Makes every running stream have its next match ready; false when the work ran out first.
     fn make_ready(&mut self, work: &mut Work) -> Result<bool, StoreError> {
         for stream in &mut self.streams {
@@ -199,6 +205,14 @@ impl<S: Source> Scan for UnionScan<S> {
                 return Ok(self.pause());
             }
         }
+    }
+
+    fn items(&mut self, until: Instant, items: &mut Vec<Item>) -> Result<Progress, StoreError> {
+        S::count_only(&mut self.context);
+        let mut rows = Vec::new();
+        let progress = self.page(PageBudget { bytes_max: usize::MAX, until }, &mut rows)?;
+        items.extend(rows.iter().map(|row| Item { created_at: row.created_at, id: row.id }));
+        Ok(progress)
     }
 
     fn count(&mut self, until: Instant) -> Result<(u64, Progress), StoreError> {

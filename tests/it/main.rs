@@ -8,6 +8,8 @@ mod support;
 
 mod backup;
 mod cli;
+mod client_link;
+mod client_sync;
 mod crash;
 mod ephemeral;
 mod fanout;
@@ -31,11 +33,17 @@ mod nip45;
 mod nip62;
 mod nip67;
 mod nip70;
+mod nip77;
+mod operation;
+mod operator;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod powercut;
+mod rate;
 mod real_events;
 mod retention;
+mod slots;
+mod small_machine;
 mod store_suite;
 mod upgrade;
 mod upkeep;

@@ -27,6 +27,8 @@ pub struct Import<'a> {
     pub store: Arc<dyn Store>,
     /// What time it is.
     pub clock: Clock,
+    /// Whether protected events (NIP-70) are wanted too.
+    pub protected: bool,
     /// Looked at between batches.
     pub interrupt: Interrupt,
 }
@@ -45,7 +47,7 @@ impl Import<'_> {
     pub fn run(&self, lines: Lines, report: &mut Report) -> Result<Ended, Failure> {
         let ingest = Ingest::new(Arc::clone(self.config), Arc::clone(&self.store));
         let clock = self.clock.clone();
-        let chunks = check::start(lines, move |event| check_event(&ingest, event, clock.now()))
+        let chunks = check::start(lines, self.protected, move |event| check_event(&ingest, event, clock.now()))
             .map_err(|error| Error::Failed(format!("cannot start threads: {error}")))?;
         let mut batch = Batch::default();
         loop {
@@ -134,7 +136,7 @@ mod tests {
     ) -> (Result<Ended, Failure>, Tally, Vec<String>) {
         let opened = store::open_or_create(config).unwrap();
         let clock = Clock::manual(Arc::new(AtomicU64::new(1_000)));
-        let import = Import { config, store: opened.clone(), clock, interrupt };
+        let import = Import { config, store: opened.clone(), clock, protected: false, interrupt };
         let mut said = Vec::new();
         let mut say = |text: &str| said.push(text.to_owned());
         let mut report = Report::new(&mut say);

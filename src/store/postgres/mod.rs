@@ -23,8 +23,9 @@ use sqlx::postgres::PgConnection;
 use sqlx::{Row, query};
 use tokio::runtime::Runtime;
 
+use super::explain::Explanation;
 use super::{Applied, FromElsewhere, News, Position, Query, Removal, Scan, Store, StoreError, StoreStats};
-use crate::protocol::{Event, EventId, Verified};
+use crate::protocol::{Event, EventId, Filter, Verified};
 use connect::Pools;
 pub use connect::{Options, without_password};
 use write::Transaction;
@@ -215,6 +216,10 @@ impl Store for PostgresStore {
 
     fn scan(&self, query: Query) -> Result<Box<dyn Scan>, StoreError> {
         Ok(Box::new(scan::PostgresScan::of(self.pools.clone(), self.handle().clone(), query)))
+    }
+
+    fn explain(&self, filter: &Filter) -> Explanation {
+        Explanation::of(filter)
     }
 
     /// The last figures known where the database does not answer.

@@ -39,10 +39,11 @@ pub(super) struct Portion {
 }
 
 const STORED: &str = "
-SELECT head.next, found.seq, found.json FROM sledge.head LEFT JOIN LATERAL (
-  SELECT seq, json FROM (
-    SELECT seq, json, sum(bytes) OVER (ORDER BY seq) - bytes AS before FROM (
-      SELECT seq, json, bytes FROM sledge.events WHERE seq >= $1 ORDER BY seq LIMIT $2) AS next
+SELECT head.next, found.seq, found.bytes, CASE WHEN found.news THEN found.json END
+  FROM sledge.head LEFT JOIN LATERAL (
+  SELECT seq, bytes, news, json FROM (
+    SELECT seq, bytes, news, json, sum(bytes) OVER (ORDER BY seq) - bytes AS before FROM (
+      SELECT seq, bytes, news, json FROM sledge.events WHERE seq >= $1 ORDER BY seq LIMIT $2) AS next
   ) AS summed WHERE before < $3 ORDER BY seq
 ) AS found ON true ORDER BY found.seq";
 
@@ -51,21 +52,20 @@ pub(super) async fn stored(connection: &mut PgConnection, from: i64) -> Result<P
     let found = query(STORED).bind(from).bind(PORTION_EVENTS_MAX).bind(PORTION_BYTES_MAX);
     let found = found.fetch_all(connection).await?;
     let next: i64 = found.first().ok_or(sqlx::Error::RowNotFound)?.try_get(0)?;
-    let (mut events, mut last) = (Vec::new(), None);
+    let (mut events, mut bytes, mut last) = (Vec::new(), 0, None);
     for row in &found {
-        if let (Some(seq), Some(json)) = (row.try_get::<Option<i64>, _>(1)?, row.try_get::<Option<&str>, _>(2)?) {
+        let Some(seq) = row.try_get::<Option<i64>, _>(1)? else { break };
+        last = Some(seq);
+        bytes += i64::from(row.try_get::<i32, _>(2)?);
+        // A former version of settings is stored, and news to nobody.
+        if let Some(json) = row.try_get(3)? {
             events.push(from_elsewhere(json)?);
-            last = Some(seq);
         }
     }
     // A portion that stopped short may have left something between its last event and the end.
-    let stopped_short = events.len() as i64 >= PORTION_EVENTS_MAX || bytes(&events) >= PORTION_BYTES_MAX as usize;
+    let stopped_short = found.len() as i64 >= PORTION_EVENTS_MAX || bytes >= PORTION_BYTES_MAX;
     let end = last.filter(|_| stopped_short).map_or(next, |last| last + 1);
     Ok(Portion { events, end, more: end < next })
-}
-
-fn bytes(events: &[FromElsewhere]) -> usize {
-    events.iter().map(|event| event.json.len()).sum()
 }
 
 fn from_elsewhere(json: &str) -> Result<FromElsewhere, StoreError> {

@@ -48,10 +48,12 @@ pub(super) struct Columns {
     /// Array literals: an array of arrays of different lengths is none.
     pub(super) terms: Vec<String>,
     pub(super) json: Vec<String>,
+    /// Whether those who listen are to get it.
+    pub(super) news: Vec<bool>,
 }
 
 impl Columns {
-    pub(super) fn push(&mut self, event: &Verified<Event>) {
+    pub(super) fn push(&mut self, event: &Verified<Event>, is_news: bool) {
         let list: Vec<String> = terms(event).iter().map(ToString::to_string).collect();
         self.ids.push(event.id.0.to_vec());
         self.pubkeys.push(event.pubkey.0.to_vec());
@@ -62,6 +64,7 @@ impl Columns {
         self.addresses.push(address(event).map(Vec::from));
         self.terms.push(format!("{{{}}}", list.join(",")));
         self.json.push(json_text(event));
+        self.news.push(is_news);
     }
 
     pub(super) fn len(&self) -> usize {
@@ -113,7 +116,7 @@ mod tests {
         let event = Author::new(1).event(1, NOW, &tags, "");
         assert_eq!(terms(&event).len(), 3);
         let mut columns = Columns::default();
-        columns.push(&Verified::check(event).expect("signed"));
+        columns.push(&Verified::check(event).expect("signed"), true);
         assert!(columns.terms[0].len() < 70, "{}", columns.terms[0]);
     }
 }

@@ -6,7 +6,7 @@
 //! cannot know (who may see it) is decided here, by the filter's reference meaning, on the event itself.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -18,7 +18,8 @@ use super::connect::Pools;
 use super::rows::{self, seconds};
 use super::wait::block_on;
 use super::write::Failure;
-use crate::protocol::{EventId, Filter, Visibility};
+use crate::protocol::slot::{self, Slot};
+use crate::protocol::{Event, EventId, Filter, PublicKey, Visibility};
 use crate::store::plan::{Plan, Stretch, plan};
 use crate::store::scan::{Match, Source, UnionScan};
 use crate::store::{Query, StoreError, Wanted};
@@ -29,6 +30,8 @@ const ENTRIES_MAX: usize = 256;
 const ENTRIES_MAX_COUNTING: usize = 4_096;
 /// Entries of one stretch that a statement looks at, where there are very many stretches.
 const ENTRIES_MIN: usize = 4;
+/// Authors whose former settings a query remembers.
+const FORMER_AUTHORS_MAX: usize = 1_024;
 /// JSON up to this size comes along with the entries; larger ones are fetched when it is their turn.
 const SMALL_JSON_BYTES: i32 = 4_096;
 /// Where a statement looks at more entries than this, their JSON is fetched by pages: most of it would be forgotten when
@@ -50,6 +53,8 @@ pub(super) struct Context {
     before: Option<i64>,
     visible: Visibility,
     with_json: bool,
+    /// The former versions of settings of those authors whose settings were met.
+    former: HashMap<PublicKey, HashSet<EventId>>,
 }
 
 /// Where the matches of one filter lie, and how far they were read.
@@ -111,6 +116,7 @@ impl PostgresScan {
             before: query.before.map(|before| seconds(before.0)),
             visible: query.visible,
             with_json: true,
+            former: HashMap::new(),
         };
         UnionScan::new(query.wanted, context, PostgresMatches::of)
     }
@@ -259,7 +265,7 @@ impl Source for PostgresMatches {
         let json = found.json.unwrap_or_default();
         if must_look && !is_exact(filter, &context.visible) {
             let event = rows::event(&json)?;
-            if !filter.matches(&event) || !context.visible.allows(&event) {
+            if !filter.matches(&event) || !context.answers(filter, &event)? {
                 return Ok(true);
             }
         }
@@ -279,7 +285,7 @@ impl Source for PostgresMatches {
 
 /// Whether SQL alone decides: tag values are compared by their hashes, and who may see what is not its business.
 fn is_exact(filter: &Filter, visible: &Visibility) -> bool {
-    filter.tags.is_empty() && visible.is_everything()
+    filter.tags.is_empty() && visible.reader().is_none()
 }
 
 impl Cursor {
@@ -312,6 +318,32 @@ impl Place {
 }
 
 impl Context {
+    /// Whether the reader may see an event that matches. Each author's settings are looked up once a query.
+    fn answers(&mut self, filter: &Filter, event: &Event) -> Result<bool, StoreError> {
+        let may_be_former = slot::is_version(event) && self.visible.reader().is_some();
+        if may_be_former && !self.former.contains_key(&event.pubkey) {
+            if self.former.len() >= FORMER_AUTHORS_MAX {
+                self.former.clear();
+            }
+            let former = self.former_versions(&event.pubkey)?;
+            self.former.insert(event.pubkey, former);
+        }
+        let is_former = || self.former.get(&event.pubkey).is_some_and(|former| former.contains(&event.id));
+        Ok(self.visible.answers(filter, event, is_former))
+    }
+
+    /// The versions of an author's settings that another one names.
+    fn former_versions(&self, author: &PublicKey) -> Result<HashSet<EventId>, StoreError> {
+        let json: Vec<String> = self.read(async |connection: &mut PgConnection| {
+            let rows = query("SELECT json FROM sledge.events WHERE pubkey = $1 AND kind = $2");
+            let rows = rows.bind(&author.0[..]).bind(i32::from(slot::KIND.0)).fetch_all(connection).await?;
+            Ok(rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?)
+        })?;
+        let events: Vec<Event> = json.iter().map(|json| rows::event(json)).collect::<Result<_, _>>()?;
+        let versions = events.iter().filter(|event| slot::is_version(*event)).map(slot::Version::of);
+        Ok(Slot::new(versions.collect()).former())
+    }
+
     fn read<T>(&self, work: impl AsyncFn(&mut PgConnection) -> Result<T, Failure>) -> Result<T, StoreError> {
         block_on(&self.handle, self.pools.reading(self.before, work))
     }

@@ -35,6 +35,7 @@ CREATE TABLE sledge.events (
     expires_at bigint,
     kind integer NOT NULL,
     bytes integer NOT NULL,
+    news boolean NOT NULL,
     id bytea PRIMARY KEY,
     pubkey bytea NOT NULL,
     address bytea,

@@ -9,6 +9,7 @@ use sqlx::postgres::PgConnection;
 use sqlx::{Row, query};
 
 use super::rows::{self, Columns, address, seconds};
+use crate::protocol::slot::{self, Rank, Slot};
 use crate::protocol::supersede::{
     Address, Known, Target, Verdict, Version, deleters, deletion_targets, judge, may_delete,
 };
@@ -49,6 +50,8 @@ pub(super) struct View<'b> {
     current: HashMap<[u8; 16], Version>,
     tombstones: HashMap<(What, Vec<u8>), Vec<Tombstone>>,
     gone: HashMap<[u8; 16], Version>,
+    /// The kept versions of the settings of authors who write some.
+    settings: HashMap<PublicKey, Vec<slot::Version>>,
     /// What is to be written.
     pub(super) writes: Writes<'b>,
 }
@@ -56,8 +59,8 @@ pub(super) struct View<'b> {
 /// The outcome of a batch, or of the part of it that was judged.
 #[derive(Default)]
 pub(super) struct Writes<'b> {
-    /// Events to insert; what the same batch took out again is none.
-    new: Vec<Option<&'b Verified<Event>>>,
+    /// Events to insert, and whether they are news; what the same batch took out again is none.
+    new: Vec<Option<(&'b Verified<Event>, bool)>>,
     /// Ids to delete.
     pub(super) removed: Vec<EventId>,
     pub(super) tombstones: TombstoneColumns,
@@ -82,6 +85,8 @@ struct Question {
     named: HashSet<[u8; 32]>,
     addresses: HashSet<[u8; 16]>,
     keys: HashSet<[u8; 32]>,
+    /// Those who write settings.
+    settings_of: HashSet<[u8; 32]>,
 }
 
 impl Question {
@@ -91,6 +96,9 @@ impl Question {
             question.ids.insert(event.id.0);
             question.addresses.extend(address(event));
             question.keys.extend(deleters(event).map(|key| key.0));
+            if slot::is_version(&**event) {
+                question.settings_of.insert(event.pubkey.0);
+            }
             if event.kind == Kind::DELETION {
                 for target in deletion_targets(event) {
                     match target {
@@ -120,7 +128,8 @@ UNION ALL SELECT 10::smallint, address, id, created_at, NULL FROM sledge.events 
 UNION ALL SELECT 11::smallint, address, id, created_at, NULL FROM sledge.gone WHERE address = ANY($3)
 UNION ALL SELECT what, target, requester, until, NULL FROM sledge.tombstones WHERE what = 1 AND target = ANY($1)
 UNION ALL SELECT what, target, requester, until, NULL FROM sledge.tombstones WHERE what = 2 AND target = ANY($3)
-UNION ALL SELECT what, target, requester, until, NULL FROM sledge.tombstones WHERE what = 3 AND target = ANY($4)";
+UNION ALL SELECT what, target, requester, until, NULL FROM sledge.tombstones WHERE what = 3 AND target = ANY($4)
+UNION ALL SELECT 12::smallint, id, NULL, created_at, json FROM sledge.events WHERE pubkey = ANY($5) AND kind = 10001";
 
 impl<'b> View<'b> {
     /// Reads what bears on `events`.
@@ -133,7 +142,8 @@ impl<'b> View<'b> {
             .bind(column(&question.ids))
             .bind(column(&question.named))
             .bind(column(&question.addresses))
-            .bind(column(&question.keys));
+            .bind(column(&question.keys))
+            .bind(column(&question.settings_of));
         let mut view = View::default();
         for row in known.fetch_all(connection).await? {
             let target: &[u8] = row.try_get(1)?;
@@ -169,6 +179,13 @@ impl<'b> View<'b> {
                 self.gone.insert(rows::key(row.target)?, version()?);
                 return Ok(());
             }
+            12 => {
+                let event = rows::event(row.json.unwrap_or_default())?;
+                if slot::is_version(&event) {
+                    self.settings.entry(event.pubkey).or_default().push(slot::Version::of(&event));
+                }
+                return Ok(());
+            }
             1 => What::Id,
             2 => What::Address,
             _ => What::Vanish,
@@ -181,17 +198,20 @@ impl<'b> View<'b> {
     /// Judges an event and, if it is to be stored, takes it up with all it causes, except what a request to vanish takes
     /// out: that is for the database to find.
     pub(super) fn add(&mut self, event: &'b Verified<Event>, now: u64) -> Verdict {
-        let known = self.known(event);
+        let known = self.known(event, now);
         let verdict = judge(event, &known, now);
         match verdict {
-            Verdict::Store => self.put(event, known.current),
+            Verdict::Store | Verdict::StoreFormer => {
+                self.put(event, known.current, verdict == Verdict::Store);
+                self.bound_settings(event, now);
+            }
             Verdict::Deleted if known.deleted_by_id => self.note_gone(event, known.current),
             _ => {}
         }
         verdict
     }
 
-    fn known(&self, event: &Event) -> Known {
+    fn known(&self, event: &Event, now: u64) -> Known {
         let address = address(event);
         let latest = |what, target: &[u8]| self.tombstones(what, target).map(|stone| stone.until).max();
         let deleters: Vec<PublicKey> = deleters(event).collect();
@@ -202,19 +222,36 @@ impl<'b> View<'b> {
             address_deleted_until: address.and_then(|address| latest(What::Address, &address)),
             deleted_version: address.and_then(|address| self.gone.get(&address).copied()),
             vanished_until: deleters.iter().filter_map(|key| latest(What::Vanish, &key.0)).max(),
+            rank: slot::is_version(event).then(|| self.settings_with(event, now).0),
         }
+    }
+
+    /// Where a version of settings stands among its author's, and which are too many with it.
+    fn settings_with(&self, event: &Event, now: u64) -> (Rank, HashSet<EventId>) {
+        let versions = self.settings.get(&event.pubkey).cloned().unwrap_or_default();
+        Slot::new(versions).with(slot::Version::of(event), now)
+    }
+
+    /// Takes up a version of settings that is stored, and takes out those that are too many with it.
+    fn bound_settings(&mut self, event: &Event, now: u64) {
+        if !slot::is_version(event) {
+            return;
+        }
+        let (_, gone) = self.settings_with(event, now);
+        self.settings.entry(event.pubkey).or_default().push(slot::Version::of(event));
+        gone.iter().for_each(|id| self.remove(id));
     }
 
     fn tombstones(&self, what: What, target: &[u8]) -> impl Iterator<Item = &Tombstone> {
         self.tombstones.get(&(what, target.to_vec())).into_iter().flatten()
     }
 
-    fn put(&mut self, event: &'b Verified<Event>, replaced: Option<Version>) {
+    fn put(&mut self, event: &'b Verified<Event>, replaced: Option<Version>, is_news: bool) {
         if let Some(replaced) = replaced {
             self.remove(&replaced.id);
         }
         self.held.insert(event.id, Held::New(event, self.writes.new.len()));
-        self.writes.new.push(Some(event));
+        self.writes.new.push(Some((event, is_news)));
         if let Some(address) = address(event) {
             self.current.insert(address, Version::of(event));
         }
@@ -292,6 +329,7 @@ impl<'b> View<'b> {
     }
 
     fn remove(&mut self, id: &EventId) {
+        self.settings.values_mut().for_each(|versions| versions.retain(|version| version.id != *id));
         match self.held.remove(id) {
             Some(Held::New(_, number)) => self.writes.new[number] = None,
             // The occupant of an address need not have been asked for by id.
@@ -316,7 +354,7 @@ impl Writes<'_> {
     /// The new rows of `events`, in the order of storing.
     pub(super) fn columns(&self) -> Columns {
         let mut columns = Columns::default();
-        self.new.iter().flatten().for_each(|event| columns.push(event));
+        self.new.iter().flatten().for_each(|(event, is_news)| columns.push(event, *is_news));
         columns
     }
 }

@@ -123,6 +123,7 @@ impl<'c> Transaction<'c> {
             .bind(gone.1)
             .bind(gone.2)
             .bind(news::payload(sender))
+            .bind(columns.news)
             .execute(&mut *self.connection)
             .await?;
         self.next += count;
@@ -194,11 +195,12 @@ impl<'c> Transaction<'c> {
 
 const INSERT: &str = "
 WITH new AS (
-  INSERT INTO sledge.events (seq, id, pubkey, created_at, kind, expires_at, address, terms, bytes, json)
+  INSERT INTO sledge.events (seq, id, pubkey, created_at, kind, expires_at, address, terms, bytes, news, json)
   SELECT $1 + row.number - 1, row.id, pubkey, created_at, kind, expires_at, address, terms::bigint[],
-         octet_length(json), json
-    FROM unnest($2::bytea[], $3::bytea[], $4::bigint[], $5::integer[], $6::bigint[], $7::bytea[], $8::text[], $9::text[])
-         WITH ORDINALITY AS row (id, pubkey, created_at, kind, expires_at, address, terms, json, number)
+         octet_length(json), news, json
+    FROM unnest($2::bytea[], $3::bytea[], $4::bigint[], $5::integer[], $6::bigint[], $7::bytea[], $8::text[], $9::text[],
+                $19::boolean[])
+         WITH ORDINALITY AS row (id, pubkey, created_at, kind, expires_at, address, terms, json, news, number)
   RETURNING id, created_at, terms, bytes
 ), tagged AS (
   INSERT INTO sledge.tags (term, newest, id) SELECT unnest(terms), -created_at, id FROM new
