@@ -8,7 +8,10 @@ mod support;
 
 mod backup;
 mod cli;
+mod client_cli;
+mod client_crash;
 mod client_link;
+mod client_refusals;
 mod client_sync;
 mod crash;
 mod ephemeral;

@@ -121,7 +121,12 @@ impl Binary {
 
     /// Starts `serve` on a free port and waits until it listens.
     pub fn serve(&self) -> Serving {
-        let mut command = self.command(&["serve", "--listen", "127.0.0.1:0"]);
+        self.serve_on(([127, 0, 0, 1], 0).into())
+    }
+
+    /// As [`Binary::serve`], on an address that clients know already.
+    pub fn serve_on(&self, addr: SocketAddr) -> Serving {
+        let mut command = self.command(&["serve", "--listen", &addr.to_string()]);
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
         Serving::wait(child.expect("the binary is built"))
     }

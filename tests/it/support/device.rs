@@ -1,6 +1,6 @@
 //! A device with the client on it: a profile in a directory of its own, which survives restarts.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -139,11 +139,4 @@ pub fn signed(user: u8, kind: u16, created_at: u64, tags: &[&[&str]], content: &
 /// A relay's URL as the outbox writes it.
 pub fn relay_url(url: &str) -> RelayUrl {
     RelayUrl::new(url)
-}
-
-/// Whether a folder holds a file whose name contains `part`.
-pub fn has_file(dir: &Path, part: &str) -> bool {
-    std::fs::read_dir(dir)
-        .expect("a folder")
-        .any(|entry| entry.expect("a readable folder").file_name().to_string_lossy().contains(part))
 }
