@@ -1,14 +1,18 @@
 //! Settings: `sync.toml` read once, checked once, then plain data.
 //!
 //! The `sync.toml` at the top of the repository is built in and gives every default, so a user's file names only what
-//! it changes. Nothing here imports the rest of the crate, and nothing is looked up again after the start.
+//! it changes. Nothing here imports the rest of the crate. A running relay goes by [`Live`] settings, of which a reload
+//! replaces what can be changed while it runs.
 
 mod access;
 mod check;
 mod client;
 mod ip_range;
 mod kind_range;
+mod live;
 mod memory;
+mod operation;
+mod rate;
 mod read;
 mod sync;
 
@@ -22,7 +26,10 @@ pub use access::{Access, PowRule};
 pub use client::Client;
 pub use ip_range::{IpRange, IpRangeError};
 pub use kind_range::{KindRange, KindRangeError};
+pub use live::{Live, Reloaded, reload};
 pub use memory::Memory;
+pub use operation::Operation;
+pub use rate::Rate;
 pub use read::{ConfigError, Origin};
 pub use sync::Sync;
 
@@ -50,6 +57,10 @@ pub struct Config {
     pub info: Info,
     /// What one client may cost.
     pub limits: Limits,
+    /// What one client may ask for a second.
+    pub rate: Rate,
+    /// What whoever looks after the relay gets to see.
+    pub operation: Operation,
     /// Who may read and write.
     pub access: Access,
     /// The memory budget.

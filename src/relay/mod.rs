@@ -4,12 +4,15 @@
 //! arrives there, from whichever thread.
 
 pub mod clock;
+pub mod counters;
+pub mod explain;
 pub mod fanout;
 pub mod ingest;
 pub mod maintenance;
 pub mod negotiation;
 pub mod outbox;
 pub mod query;
+pub mod querylog;
 pub mod sweeper;
 pub mod writer;
 
@@ -19,16 +22,19 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 pub use clock::Clock;
+use counters::Counters;
+use explain::Measured;
 use fanout::Fanout;
 use ingest::{Ingest, Rejection, Sender};
 use maintenance::Maintenance;
 use negotiation::{Budget, Negotiation, Opening};
 use outbox::{Outbox, Serial};
 use query::{Job, Queries};
+use querylog::QueryFigures;
 use writer::{Submission, Writer};
 
 use crate::auth::Gate;
-use crate::config::Config;
+use crate::config::{Config, Live};
 use crate::protocol::{Event, Filter, Verified, Visibility};
 use crate::store::compact::CompactReport;
 use crate::store::{Query, Store, StoreError, StoreStats, Wanted};
@@ -41,7 +47,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// A running relay over a store: the writer thread, the query threads and the live index.
 pub struct Relay {
-    config: Arc<Config>,
+    config: Live,
     store: Arc<dyn Store>,
     clock: Clock,
     gate: Arc<Gate>,
@@ -77,16 +83,23 @@ impl Relay {
         let fanout = Arc::new(Fanout::new(readable, gate.private().clone()));
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let queries = Queries::start(store.clone(), &config.limits, config.limits.query_threads_on(cores))?;
+        queries.log_from(config.operation.slow_query());
         let writer = Writer::start(store.clone(), fanout.clone(), clock.clone(), &config.storage)?;
         let maintenance = Maintenance::start(store.clone(), &config.storage)?;
+        let config = Live::from(config);
         let ingest = Ingest::new(config.clone(), store.clone());
         let connections = AtomicU64::new(0);
-        let negotiable = Budget::new(config.sync.records_max);
+        let negotiable = Budget::new(config.load().sync.records_max);
         Ok(Relay { config, store, clock, gate, ingest, fanout, writer, queries, negotiable, maintenance, connections })
     }
 
-    /// The settings.
-    pub fn config(&self) -> &Arc<Config> {
+    /// The settings in force now.
+    pub fn config(&self) -> Arc<Config> {
+        self.config.load()
+    }
+
+    /// The settings in force, also after the next reload.
+    pub fn live_config(&self) -> &Live {
         &self.config
     }
 
@@ -103,7 +116,7 @@ impl Relay {
     /// The outbox of a new connection.
     pub fn connect(&self) -> Arc<Outbox> {
         let connection = self.connections.fetch_add(1, Ordering::Relaxed);
-        Outbox::new(connection, self.config.limits.live_queue_bytes_max)
+        Outbox::new(connection, self.config().limits.live_queue_bytes_max)
     }
 
     /// Takes an event through the ingest stages.
@@ -124,7 +137,7 @@ impl Relay {
     pub fn subscribe(&self, outbox: &Arc<Outbox>, serial: Serial, filters: Vec<Filter>, visible: Visibility) {
         let before = self.fanout.subscribe(outbox, serial, &filters, visible.clone());
         let now = self.clock.now();
-        self.queries.begin(Job::rows(outbox, serial, filters, &self.config.limits, before, visible, now));
+        self.queries.begin(Job::rows(outbox, serial, filters, &self.config().limits, before, visible, now));
     }
 
     /// From now on these subscriptions get live events that a reader may see who has authenticated meanwhile. Stored ones
@@ -145,7 +158,7 @@ impl Relay {
         let wanted = Wanted { filter: opening.filter.clone(), limit, whole_seconds: false };
         let now = self.clock.now();
         let query = Query { wanted: vec![wanted], now, before: None, visible };
-        let limits = &self.config.sync;
+        let limits = &self.config().sync;
         self.queries.negotiate(Negotiation::open(outbox, opening, query, limits, &self.negotiable));
     }
 
@@ -160,6 +173,40 @@ impl Relay {
     /// As [`Maintenance::compact`].
     pub fn compact(&self, progress: &dyn Fn(u64, u64)) -> Result<Option<CompactReport>, StoreError> {
         self.maintenance.compact(progress)
+    }
+
+    /// What is counted.
+    pub fn counters(&self) -> &Counters {
+        self.fanout.counters()
+    }
+
+    /// Runs a filter to see what it costs; see [`explain::measure`]. Blocks.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn measure(&self, filter: &Filter) -> Result<Measured, StoreError> {
+        explain::measure(&*self.store, filter, &self.config().limits, self.clock.now())
+    }
+
+    /// Figures about queries.
+    pub fn query_figures(&self) -> QueryFigures {
+        self.queries.figures()
+    }
+
+    /// Events and bytes that wait for the writer.
+    pub fn writer_queue(&self) -> (usize, usize) {
+        self.writer.queued()
+    }
+
+    /// Why the store takes no writes; `None` while it does.
+    pub fn problem(&self) -> Option<&'static str> {
+        self.writer.problem(Instant::now())
+    }
+
+    /// Puts other settings in force; see [`Live`].
+    pub fn reload(&self, config: Config) {
+        self.queries.log_from(config.operation.slow_query());
+        self.config.replace(config);
     }
 
     /// Figures about the store.

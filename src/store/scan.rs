@@ -274,7 +274,7 @@ impl Stream {
     /// Reads the next candidate, with those whose order only the full ids decide; false at the end.
     fn read_ahead(&mut self, files: &Files, view: &View, buffer: &mut Vec<u8>) -> Result<bool, StoreError> {
         if let Source::Ids(ids) = &mut self.source {
-            let places = places_in_order(std::mem::take(ids), &self.wanted.filter, files, view, buffer)?;
+            let places = places_in_order(std::mem::take(ids), files, buffer)?;
             self.source = Source::Places(places.into_iter());
         }
         match &mut self.source {
@@ -330,25 +330,29 @@ impl Stream {
     }
 }
 
-/// Looks ids up and puts the places of those that match in answer order. Holds places, not events: a thousand ids may
-/// be a thousand large events.
-fn places_in_order(
-    ids: Vec<EventId>,
-    filter: &Filter,
-    files: &Files,
-    view: &View,
-    buffer: &mut Vec<u8>,
-) -> Result<Vec<Place>, StoreError> {
-    let view = &View { with_json: false, ..view.clone() };
+/// Looks ids up and puts the places of those that are there in answer order; whether they match is found out when they are
+/// read. Holds places, not events: a thousand ids may be a thousand large events.
+fn places_in_order(ids: Vec<EventId>, files: &Files, buffer: &mut Vec<u8>) -> Result<Vec<Place>, StoreError> {
     let mut found = Vec::new();
     for id in ids {
         let Some(place) = files.place_of(&id)? else { continue };
-        if let Some(matched) = files.read_match(place, filter, view, buffer) {
-            found.push((matched.order(), place));
-        }
+        let created_at = match files.log.read_packed(place.offset, place.read_len(), buffer) {
+            Ok((Record::Put(event), _)) => event.created_at,
+            Ok((Record::Packed(packed), _)) => packed.header.created_at,
+            Ok(_) => continue, // erased since it was looked up
+            Err(error) => {
+                tell_unreadable(&error);
+                continue;
+            }
+        };
+        found.push(((std::cmp::Reverse(created_at), id), place));
     }
     found.sort_unstable_by_key(|(order, _)| *order);
     Ok(found.into_iter().map(|(_, place)| place).collect())
+}
+
+fn tell_unreadable(error: &StoreError) {
+    tracing::error!("an event cannot be read and is left out of an answer: {error}; run `sledge verify`");
 }
 
 impl View {
@@ -388,7 +392,7 @@ impl Files {
             Ok((Record::Put(event), _)) => event,
             Ok(_) => return None, // erased or taken out after the index was read
             Err(error) => {
-                tracing::error!("an event cannot be read and is left out of an answer: {error}; run `sledge verify`");
+                tell_unreadable(&error);
                 return None;
             }
         };

@@ -10,7 +10,7 @@ pub mod relay;
 pub mod signer;
 pub mod stores;
 
-pub use binary::Binary;
+pub use binary::{Binary, Serving};
 pub use client::Client;
 pub use device::Device;
 pub use fake::Fake;
