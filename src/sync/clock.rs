@@ -185,6 +185,11 @@ impl Clock {
         }
     }
 
+    /// After a restart: the latest date of a draft that waits. What is written next comes after it.
+    pub fn resume(&mut self, drafted: Hlc) {
+        self.drafted = self.drafted.max(drafted);
+    }
+
     /// Dates a write: beyond everything seen and everything written before.
     pub fn write(&mut self, local_ms: u64) -> Written {
         let stamp = dated(self.true_ms(local_ms), [self.seen, self.drafted], self.device);

@@ -34,6 +34,7 @@ mod nip70;
 mod powercut;
 mod real_events;
 mod retention;
+mod simulation;
 mod store_suite;
 mod upgrade;
 mod upkeep;
