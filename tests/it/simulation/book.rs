@@ -96,7 +96,7 @@ impl Book {
         let next = self.writes.len();
         let Some((target, does, seen, ops)) = choose(&memory.state, &drafts, next, chance) else { return };
         self.writes.push(Write { device: number, true_ms, target, does, seen, told: None });
-        ops.into_iter().for_each(|op| _ = device.write(op, true_ms, Some(next)));
+        device.write(ops, true_ms, Some(next));
     }
 
     pub fn signed(

@@ -8,7 +8,8 @@ use sledge::protocol::{Event, EventId, Verified};
 use sledge::sync::clock::{Clock, Device as DeviceId, Hlc};
 use sledge::sync::draft::{Draft, Op, SettingsForm};
 use sledge::sync::nip44::Nip44;
-use sledge::sync::outbox::{Change, Content, Outbox, RelayUrl, Seq, Step};
+use sledge::sync::outbox::answer::judge;
+use sledge::sync::outbox::{Change, Consequence, Content, Outbox, RelayUrl, Seq, Settlement, Step};
 use sledge::sync::{Absorbed, Collections};
 
 use super::broken;
@@ -119,10 +120,8 @@ impl SimDevice {
         for event in self.cache.events() {
             memory.state.absorb(event, &self.cipher, &mut memory.clock);
         }
-        // The dates of drafts that waited are part of what the clock has given out.
-        let last = memory.outbox.dates_mut().map(|written| written.stamp).max();
-        if let Some(last) = last.filter(|_| self.rules.hold(Rule::Floor)) {
-            memory.clock.resume(last);
+        if self.rules.hold(Rule::Floor) {
+            memory.outbox.drafts().for_each(|(_, draft)| memory.clock.resume(&draft.written));
         }
         self.memory = Some(memory);
     }
@@ -143,8 +142,8 @@ impl SimDevice {
         }
     }
 
-    /// The app writes. One entry for each form of settings; the first is what the world follows.
-    pub fn write(&mut self, op: Op, true_ms: u64, write: Option<usize>) -> Seq {
+    /// The app writes: one write, in as many forms as there are commands.
+    pub fn write(&mut self, ops: Vec<Op>, true_ms: u64, write: Option<usize>) {
         let (local_ms, relays) = (self.local_ms(true_ms), self.relays);
         let memory = self.memory.as_mut().expect("it runs");
         let mut written = memory.clock.write(local_ms);
@@ -152,13 +151,13 @@ impl SimDevice {
             written.floor = Hlc::ZERO;
             written.stamp = Hlc::at(memory.clock.true_ms(local_ms), self.id);
         }
-        let content = Content::Draft(Box::new(Draft { written, op }));
-        let (seq, change) = memory.outbox.queue(content, (0..relays).map(relay_url).collect());
-        self.record([change], true);
-        if let Some(write) = write {
-            self.writes.insert(seq, write);
+        for op in ops {
+            let memory = self.memory.as_mut().expect("it runs");
+            let content = Content::Draft(Box::new(Draft { written, op }));
+            let (seq, change) = memory.outbox.queue(content, (0..relays).map(relay_url).collect());
+            self.record([change], true);
+            self.writes.extend(write.map(|write| (seq, write)));
         }
-        seq
     }
 
     /// A link is up and the relay's `Date` is known to the second.
@@ -171,8 +170,10 @@ impl SimDevice {
         if self.rules.hold(Rule::Restamp) {
             let date_ms = true_ms / 1000 * 1000 + 500;
             memory.clock.correct(date_ms as i64 - local_ms as i64);
-            memory.clock.restamp(local_ms, memory.outbox.dates_mut());
+            let dated = memory.outbox.restamp(&mut memory.clock, local_ms);
+            self.record(dated, false);
         }
+        let memory = self.memory.as_mut().expect("it runs");
         let unsuited = if has_slot { SettingsForm::Document } else { SettingsForm::Slot };
         let changes = memory.outbox.settle_unsuited(&relay_url(relay), |entry| match &entry.content {
             Content::Draft(draft) => !matches!(&draft.op, Op::Settings { form, .. } if *form == unsuited),
@@ -186,6 +187,9 @@ impl SimDevice {
         let epoch = memory.links[relay].epoch + 1;
         memory.links[relay] = LinkState { epoch, ..LinkState::default() };
         memory.outbox.link_down(&relay_url(relay));
+        if memory.links.iter().all(|link| !link.up) {
+            memory.clock.doubt();
+        }
     }
 
     /// What the outbox sends next over a link, signing what has to be signed.
@@ -270,6 +274,12 @@ impl SimDevice {
         let now_ms = self.local_ms(true_ms);
         let memory = self.memory.as_mut().expect("it runs");
         let changes = memory.outbox.answer(&relay_url(relay), id, accepted, text, now_ms, chance);
+        // A version of settings that the relay knows to be overtaken, by versions that are gone by now: nobody wants it.
+        let overtaken = matches!(judge(accepted, text), Consequence::Settle(Settlement::Superseded));
+        if overtaken && self.cache.get(id).is_some_and(|event| super::store::is_slot(event)) {
+            self.cache.forget(&[*id]);
+            memory.unwanted.insert(*id);
+        }
         self.record(changes, false);
     }
 
@@ -295,7 +305,7 @@ impl SimDevice {
             due.push(Op::Settings { form: SettingsForm::Slot, fields: BTreeMap::new() });
         }
         let count = due.len();
-        due.into_iter().for_each(|op| _ = self.write(op, true_ms, None));
+        due.into_iter().for_each(|op| self.write(vec![op], true_ms, None));
         count
     }
 
