@@ -1,5 +1,6 @@
 //! The client's process dies at any step, or its relay does: nothing that was taken is lost, nothing is there twice.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use serde_json::Value;
@@ -27,8 +28,8 @@ fn contents(relays: &[String], chat: &str) -> Vec<String> {
     shown.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["content"].as_str().unwrap().into()).collect()
 }
 
-/// `chat send` dies at each point that touches the disk or the relay. What was durable before arrives once with the
-/// next flush; what was not is not there at all, and can be written again.
+/// `chat send` dies at each point that touches the disk or the relay: while it queues the write, while it signs, while the
+/// relay answers. What was durable before arrives once with the next flush; what was not is not there at all.
 #[test]
 fn a_client_that_dies_anywhere_loses_and_doubles_nothing() {
     let relay = Binary::new();
@@ -36,27 +37,32 @@ fn a_client_that_dies_anywhere_loses_and_doubles_nothing() {
     let relays = [format!("ws://{}", serving.addr())];
     let laptop = laptop(&relays);
     let chat = laptop.run(&["chat", "new", "crash"]).ok().trim().to_owned();
-    // So many changes that the journal is made shorter at the next start.
+    // So many changes that the journal is made shorter at a later start.
     for number in 0..40 {
         laptop.run(&["chat", "send", &chat, &format!("before {number}"), "--offline"]).ok();
     }
     let mut expected: Vec<String> = (0..40).map(|number| format!("before {number}")).collect();
-    for point in CLIENT_POINTS {
-        let mut command = laptop.command(&["chat", "send", &chat, point]);
-        let ran = command.env("SLEDGE_FAULT", point).output().unwrap();
-        let died = !ran.status.success();
-        assert!(died || point.ends_with("shortened") || point.ends_with("replaced"), "{point} was not passed");
+    let mut died_at = BTreeSet::new();
+    for fault in CLIENT_POINTS.iter().flat_map(|point| (1..=3).map(move |times| format!("{point}:{times}"))) {
+        let mut command = laptop.command(&["chat", "send", &chat, &fault]);
+        let died = !command.env("SLEDGE_FAULT", &fault).output().unwrap().status.success();
+        if died {
+            died_at.insert(fault.split(':').next().unwrap().to_owned());
+        }
         laptop.run(&["outbox", "flush"]).ok();
         let status: Value = serde_json::from_str(&laptop.run(&["outbox", "status", "--json"]).ok()).unwrap();
-        assert_eq!((&status["waiting"], &status["dead"]), (&Value::from(0), &Value::from(0)), "{point}");
-        let arrived = contents(&relays, &chat);
-        let durable = !["outbox.append", "outbox.half_written"].contains(point);
-        // A process that is killed loses no written bytes, so `outbox.written` counts as durable here.
-        if durable && !(died && point.starts_with("outbox.shortened") || point.starts_with("outbox.replaced") && died) {
-            expected.push((*point).to_owned());
+        assert_eq!((&status["waiting"], &status["dead"]), (&Value::from(0), &Value::from(0)), "{fault}");
+        // The journal is made shorter before anything is taken. A process that is killed loses no written bytes, so
+        // what was written counts as durable here.
+        let before = ["outbox.append:1", "outbox.half_written:1"].contains(&fault.as_str());
+        let shortening = died && (fault.starts_with("outbox.shortened") || fault.starts_with("outbox.replaced"));
+        if !before && !shortening {
+            expected.push(fault);
         }
-        assert_eq!(arrived, expected, "{point}");
     }
+    assert_eq!(contents(&relays, &chat), expected);
+    let points: BTreeSet<String> = CLIENT_POINTS.iter().map(|point| (*point).to_owned()).collect();
+    assert_eq!(died_at, points, "each point was passed");
 }
 
 /// A relay is killed in the middle of a batch and started again, several times: everything is acknowledged in the end, and

@@ -43,6 +43,7 @@ mod powercut;
 mod rate;
 mod real_events;
 mod retention;
+mod simulation;
 mod slots;
 mod small_machine;
 mod store_suite;
