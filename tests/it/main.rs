@@ -8,7 +8,10 @@ mod support;
 
 mod backup;
 mod cli;
+mod client_cli;
+mod client_crash;
 mod client_link;
+mod client_refusals;
 mod client_sync;
 mod crash;
 mod ephemeral;
@@ -42,6 +45,7 @@ mod powercut;
 mod rate;
 mod real_events;
 mod retention;
+mod simulation;
 mod slots;
 mod small_machine;
 mod store_suite;
