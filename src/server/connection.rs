@@ -25,7 +25,7 @@ use super::peer::{Action, Peer};
 use super::rate::Meter;
 use super::rate::meter::{Conduct, PAUSE};
 use super::wire::Wire;
-use crate::auth::{Challenge, Session};
+use crate::auth::{Authority, Challenge, Session};
 use crate::protocol::Event;
 use crate::protocol::message::{self, ClientMessage};
 use crate::relay::Relay;
@@ -317,7 +317,8 @@ impl Connection {
     }
 
     fn authenticate(&mut self, event: Event) {
-        let (answer, sees_more) = self.peer.authenticate(event, self.relay.now());
+        let own = Authority::of_url(&self.relay.config().service_url);
+        let (answer, sees_more) = self.peer.authenticate(event, own.as_ref(), self.relay.now());
         self.frames().text(&answer);
         if sees_more {
             self.relay.widen(&self.outbox, self.peer.serials(), &self.peer.visible());
