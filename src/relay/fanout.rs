@@ -23,7 +23,7 @@ use std::sync::{Arc, Mutex};
 
 use super::counters::Counters;
 use super::lock;
-use super::outbox::{Outbox, Outgoing, Serial};
+use super::outbox::{LiveEvent, Outbox, Outgoing, Serial};
 use crate::protocol::visibility::PrivateKinds;
 use crate::protocol::{Event, Filter, Verified, Visibility};
 use crate::store::Position;
@@ -168,6 +168,7 @@ impl Registry {
         self.events_dispatched += 1;
         let (number, slots, index) = (self.events_dispatched, &mut self.slots, &self.index);
         let is_private = self.private.covers(&**event);
+        let mut shared = None;
         let mut delivered = 0;
         let mut ask = |slot: u32| {
             let subscription = slots[slot as usize].as_mut().expect("terms name slots that are taken");
@@ -177,8 +178,8 @@ impl Registry {
             subscription.asked = number;
             let may_see = !is_private || subscription.visible.allows_private(&**event);
             if may_see && subscription.filters.iter().any(|filter| filter.matches(&**event)) {
-                let json = event.canonical().json.clone();
-                subscription.outbox.push(Outgoing::Live { serial: subscription.serial, json });
+                let shared = shared.get_or_insert_with(|| LiveEvent::new(event.canonical().json.clone()));
+                subscription.outbox.push(Outgoing::Live { serial: subscription.serial, event: shared.clone() });
                 delivered += 1;
             }
         };

@@ -8,6 +8,7 @@ mod support;
 
 mod backup;
 mod cli;
+mod compression;
 mod crash;
 mod ephemeral;
 mod fanout;
