@@ -6,6 +6,7 @@
 
 mod access;
 mod check;
+mod client;
 mod ip_range;
 mod kind_range;
 mod live;
@@ -22,6 +23,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use access::{Access, PowRule};
+pub use client::Client;
 pub use ip_range::{IpRange, IpRangeError};
 pub use kind_range::{KindRange, KindRangeError};
 pub use live::{Live, Reloaded, reload};
@@ -69,6 +71,8 @@ pub struct Config {
     pub retention: Retention,
     /// What reconciliation (NIP-77) may cost.
     pub sync: Sync,
+    /// The user's own side of the sync engine.
+    pub client: Client,
     /// Where these settings were read, for messages.
     #[serde(skip)]
     pub origin: Origin,

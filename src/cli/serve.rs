@@ -69,6 +69,7 @@ pub fn run(
     };
     let listener = listener_for(&config, passed, taken);
     log_opening(&opened);
+    warn_of_unknown_name(&config);
     let interrupt = Interrupt::watch()?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -152,6 +153,16 @@ fn announce(addr: SocketAddr) {
     } else {
         // A closed standard error is no reason to stop.
         let _ = writeln!(std::io::stderr(), "listening on ws://{addr}");
+    }
+}
+
+/// Clients sign for which relay they authenticate; one that does not know its public name can check only local ones.
+fn warn_of_unknown_name(config: &Config) {
+    if config.service_url.is_empty() && !config.listen.ip().is_loopback() {
+        tracing::warn!(
+            "service_url is not set: clients that reach this relay under a public name cannot authenticate (NIP-42), \
+             so they cannot read their direct messages here"
+        );
     }
 }
 

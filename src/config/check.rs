@@ -28,6 +28,7 @@ pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
     check_shares(config)?;
     check_rules(config)?;
     super::access::check(config)?;
+    super::client::check(config)?;
     check_relations(config)?;
     if let Err(error) = config.operation.metrics_addr() {
         return Err(config.refuse("operation.metrics_listen", format!("{error}; an address and a port, or \"\"")));
@@ -39,8 +40,16 @@ type Range = (&'static str, u64, RangeInclusive<u64>);
 
 /// The range of every number.
 fn ranges(config: &Config) -> Vec<Range> {
-    let lists =
-        [limit_ranges, rate_ranges, operation_ranges, access_ranges, sync_ranges, storage_ranges, retention_ranges];
+    let lists = [
+        limit_ranges,
+        rate_ranges,
+        operation_ranges,
+        access_ranges,
+        sync_ranges,
+        client_ranges,
+        storage_ranges,
+        retention_ranges,
+    ];
     lists.iter().flat_map(|list| list(config)).collect()
 }
 
@@ -129,6 +138,23 @@ fn sync_ranges(config: &Config) -> Vec<Range> {
 
 fn access_ranges(config: &Config) -> Vec<Range> {
     vec![("access.pow_min", config.access.pow_min.into(), 0..=super::access::POW_BITS_MAX.into())]
+}
+
+fn client_ranges(config: &Config) -> Vec<Range> {
+    let c = &config.client;
+    vec![
+        ("client.outbox_mb_max", c.outbox_mb_max, 1..=MIB),
+        ("client.memory_mb", c.memory_mb as u64, 1..=65_536),
+        ("client.visit_timeout_secs", c.visit_timeout_secs, 1..=DAY_SECS),
+        ("client.connect_timeout_ms", c.connect_timeout_ms, 100..=600_000),
+        ("client.idle_ping_secs", c.idle_ping_secs, 1..=DAY_SECS),
+        ("client.idle_timeout_secs", c.idle_timeout_secs, 2..=DAY_SECS),
+        ("client.answer_timeout_secs", c.answer_timeout_secs, 1..=DAY_SECS),
+        ("client.reconnect_first_ms", c.reconnect_first_ms, 1..=3_600_000),
+        ("client.reconnect_max_ms", c.reconnect_max_ms, 1..=3_600_000),
+        ("client.message_bytes_max", c.message_bytes_max as u64, 64 * KIB..=64 * MIB),
+        ("client.queue_messages_max", c.queue_messages_max as u64, 1..=10_000),
+    ]
 }
 
 /// Every event that comes in is held against each rule, and each age is a walk of its own through the index.

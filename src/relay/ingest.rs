@@ -219,11 +219,10 @@ impl Ingest {
         if access.auth_required_to_write && sender.keys.is_empty() {
             return Err(Rejection::AuthRequired);
         }
-        let (proven, needed) = (pow::proven(event), access.pow_bits(event.kind.0));
-        if proven < needed.into() {
-            return Err(Rejection::TooLittleWork { proven, needed, kind: event.kind });
+        match access.pow_bits(event.kind.0) {
+            0 => Ok(()),
+            needed => check_work(event, needed),
         }
-        Ok(())
     }
 
     fn check_policy(&self, event: &Event, sender: &Sender, now: u64) -> Result<(), Rejection> {
@@ -254,6 +253,11 @@ impl Ingest {
             Rejection::StoreUnreadable
         })
     }
+}
+
+fn check_work(event: &Event, needed: u8) -> Result<(), Rejection> {
+    let proven = pow::proven(event);
+    if proven >= needed.into() { Ok(()) } else { Err(Rejection::TooLittleWork { proven, needed, kind: event.kind }) }
 }
 
 /// A protected event (NIP-70) comes in only from a client that has authenticated as its author.

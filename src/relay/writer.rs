@@ -323,6 +323,7 @@ impl Loop {
             reply.push(Outgoing::Answer(message::ok(&event.id, accepted, &text)));
         }
         for (_, event, outcome) in batch.in_order(&outcomes, now) {
+            // A former version of settings is stored, and news to nobody.
             if matches!(outcome, Outcome::Judged(Verdict::Store) | Outcome::Passed) {
                 self.fanout.dispatch(epoch, event);
             }

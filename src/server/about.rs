@@ -1,7 +1,7 @@
 //! What the relay tells about itself: the relay information document (NIP-11) and the page for browsers.
 
 use crate::config::Config;
-use crate::protocol::relay_info::{Limitation, RelayInfo};
+use crate::protocol::relay_info::{Limitation, RelayInfo, SyncInfo};
 use crate::protocol::subscription::SUBSCRIPTION_ID_CHARS_MAX;
 
 /// NIPs that the relay implements; those that only concern clients are not listed.
@@ -22,6 +22,7 @@ pub fn relay_info(config: &Config) -> RelayInfo {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         terms_of_service: info.terms_of_service.clone(),
         limitation: limitation(config),
+        sync: SyncInfo { slots: 1 },
     }
 }
 

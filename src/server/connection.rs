@@ -307,10 +307,12 @@ impl Connection {
     }
 
     fn authenticate(&mut self, event: Event) {
-        let answer = self.peer.authenticate(event, self.relay.now());
+        let (answer, sees_more) = self.peer.authenticate(event, self.relay.now());
         self.frames().text(&answer);
-        self.relay.widen(&self.outbox, self.peer.serials(), &self.peer.visible());
-        self.meter.prove(&self.peer.sender(self.client.ip).keys);
+        if sees_more {
+            self.relay.widen(&self.outbox, self.peer.serials(), &self.peer.visible());
+            self.meter.prove(&self.peer.sender(self.client.ip).keys);
+        }
     }
 
     fn publish(&mut self, event: Event) -> Result<(), End> {

@@ -8,6 +8,8 @@ mod support;
 
 mod backup;
 mod cli;
+mod client_link;
+mod client_sync;
 mod compression;
 mod crash;
 mod ephemeral;
@@ -39,6 +41,8 @@ mod powercut;
 mod rate;
 mod real_events;
 mod retention;
+mod slots;
+mod small_machine;
 mod store_suite;
 mod upgrade;
 mod upkeep;

@@ -129,8 +129,7 @@ impl Binary {
     pub fn serve_with(&self, args: &[&str], env: &[(&str, &str)]) -> Serving {
         let mut command = self.command(&[&["serve"], args].concat());
         command.envs(env.iter().copied());
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
-        Serving::wait(child.expect("the binary is built"))
+        Serving::start(command)
     }
 
     /// Starts `serve` as systemd does with a socket unit: the listening socket is open as number 3.
@@ -155,6 +154,12 @@ pub struct Serving {
 }
 
 impl Serving {
+    /// Starts a command that serves and waits until it listens.
+    pub fn start(mut command: Command) -> Serving {
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
+        Serving::wait(child.expect("the binary is built"))
+    }
+
     fn wait(mut child: Child) -> Serving {
         let (lines, stderr) = channel();
         let pipe = BufReader::new(child.stderr.take().expect("it is piped"));

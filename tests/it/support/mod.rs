@@ -2,6 +2,8 @@
 
 pub mod binary;
 pub mod client;
+pub mod device;
+pub mod fake;
 pub mod paths;
 pub mod reference;
 pub mod relay;
@@ -10,6 +12,8 @@ pub mod stores;
 
 pub use binary::{Binary, Serving};
 pub use client::Client;
+pub use device::Device;
+pub use fake::Fake;
 pub use reference::Reference;
 pub use relay::Relay;
 pub use signer::{Keys, NOW, ids, json_of, verified};
