@@ -85,6 +85,8 @@ impl Relay {
         let queries = Queries::start(store.clone(), &config.limits, config.limits.query_threads_on(cores))?;
         queries.log_from(config.operation.slow_query());
         let writer = Writer::start(store.clone(), fanout.clone(), clock.clone(), &config.storage)?;
+        // Nobody is connected yet, so nothing can come between the two.
+        store.follow(writer.news_bell())?;
         let maintenance = Maintenance::start(store.clone(), &config.storage)?;
         let config = Live::from(config);
         let ingest = Ingest::new(config.clone(), store.clone());

@@ -378,7 +378,7 @@ mod tests {
         assert_eq!(read(&raw(FINAL | CLOSE, b""), 9), Ok(vec![Received::Close(None)]));
         let mut plain = Reader::new(MAX, false);
         plain.push(&raw(FINAL | COMPRESSED | TEXT, b"x"));
-        assert!(matches!(plain.next(), Err(Broken::Protocol(_))), "compression was not agreed on");
+        assert!(matches!(plain.take(), Err(Broken::Protocol(_))), "compression was not agreed on");
     }
 
     /// Compressed messages come out as they went in, in fragments too; a small one that unpacks to more than a message

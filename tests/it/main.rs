@@ -37,6 +37,8 @@ mod nip70;
 mod nip77;
 mod operation;
 mod operator;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod powercut;
 mod rate;
 mod real_events;

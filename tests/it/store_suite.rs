@@ -44,7 +44,8 @@ const CHECKS: [(&str, Check); 18] = [
     ("readers beside the writer", readers_beside_the_writer),
 ];
 
-fn run_all(make: Make) {
+/// Runs every check on stores that `make` makes, a new and empty one each time.
+pub fn run_all(make: &dyn Fn() -> Arc<dyn Store>) {
     for (name, check) in CHECKS {
         println!("{name}");
         check(make);
