@@ -5,6 +5,7 @@
 pub mod about;
 pub mod connection;
 pub mod control;
+pub mod deflate;
 pub mod frames;
 pub mod handover;
 pub mod http;
@@ -14,6 +15,7 @@ pub mod negotiations;
 pub mod peer;
 pub mod places;
 pub mod rate;
+pub mod reader;
 #[cfg(test)]
 mod tests;
 pub mod wire;
@@ -263,7 +265,7 @@ async fn serve(
     drop(stopping);
     let meter = shared.meter(&shaken.client);
     let _place = place;
-    let mut connection = Connection::new(shared.relay.clone(), outbox, meter, shaken).await;
+    let mut connection = Connection::new(shared.relay.clone(), outbox, meter, shaken);
     connection.run().await;
 }
 

@@ -6,7 +6,6 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::frames::Frames;
@@ -17,7 +16,7 @@ use crate::protocol::message::{self, ClientMessage, EoseHint, Refusal};
 use crate::protocol::{Event, Filter, SubscriptionId, Visibility};
 use crate::relay::ingest::{Sender, Source};
 use crate::relay::negotiation::Negotiated;
-use crate::relay::outbox::Serial;
+use crate::relay::outbox::{LiveEvent, Serial};
 use crate::relay::query::{Job, Page, PageEnd};
 
 /// What a client's message calls for.
@@ -98,7 +97,7 @@ struct Subscription {
     /// List items in its filters.
     values: usize,
     /// Live events that came before the stored ones were all sent; `None` once they were.
-    catching_up: Option<Vec<Bytes>>,
+    catching_up: Option<Vec<Arc<LiveEvent>>>,
 }
 
 impl Peer {
@@ -304,7 +303,7 @@ impl Peer {
 
     fn forget(&mut self, index: usize) -> Serial {
         let subscription = self.subscriptions.remove(index);
-        self.held_live_bytes -= subscription.catching_up.iter().flatten().map(Bytes::len).sum::<usize>();
+        self.held_live_bytes -= subscription.catching_up.iter().flatten().map(|event| event.json.len()).sum::<usize>();
         subscription.serial
     }
 
@@ -346,17 +345,17 @@ impl Peer {
     ///
     /// # Errors
     /// [`TooSlow`]: the connection must be closed.
-    pub fn live(&mut self, serial: Serial, json: Bytes, frames: &mut Frames) -> Result<(), TooSlow> {
+    pub fn live(&mut self, serial: Serial, event: Arc<LiveEvent>, frames: &mut Frames) -> Result<(), TooSlow> {
         let Some(index) = self.find(serial) else {
             return Ok(());
         };
         let subscription = &mut self.subscriptions[index];
         let Some(held) = &mut subscription.catching_up else {
-            frames.event(&subscription.prefix, &json);
+            frames.live(&subscription.prefix, &event);
             return Ok(());
         };
-        self.held_live_bytes += json.len();
-        held.push(json);
+        self.held_live_bytes += event.json.len();
+        held.push(event);
         if self.held_live_bytes > self.config.limits.live_queue_bytes_max { Err(TooSlow) } else { Ok(()) }
     }
 
@@ -394,9 +393,9 @@ impl Peer {
     fn end_of_stored(&mut self, index: usize, hint: EoseHint, frames: &mut Frames) {
         let subscription = &mut self.subscriptions[index];
         frames.text(&message::eose(&subscription.id, hint));
-        for json in subscription.catching_up.take().into_iter().flatten() {
-            self.held_live_bytes -= json.len();
-            frames.event(&subscription.prefix, &json);
+        for event in subscription.catching_up.take().into_iter().flatten() {
+            self.held_live_bytes -= event.json.len();
+            frames.live(&subscription.prefix, &event);
         }
     }
 
@@ -415,6 +414,8 @@ fn item_count(filters: &[Filter]) -> usize {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+
+    use bytes::Bytes;
 
     use super::*;
     use crate::auth::Challenge;
@@ -468,7 +469,7 @@ mod tests {
     }
 
     fn live(peer: &mut Peer, serial: Serial, json: &'static str, frames: &mut Frames) -> Result<(), TooSlow> {
-        peer.live(serial, Bytes::from_static(json.as_bytes()), frames)
+        peer.live(serial, LiveEvent::new(Bytes::from_static(json.as_bytes())), frames)
     }
 
     /// At the cap a new id is refused and a known one replaces; a COUNT takes no place (T23).
