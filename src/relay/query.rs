@@ -460,6 +460,14 @@ mod tests {
             Ok(Box::new(Stuck { panics: self.panics }))
         }
 
+        fn load_state(&self, _name: &str) -> Result<Option<bytes::Bytes>, StoreError> {
+            Ok(None)
+        }
+
+        fn save_state(&self, _name: &str, _bytes: &[u8]) -> Result<(), StoreError> {
+            Err(StoreError::DiskFull)
+        }
+
         fn stats(&self) -> StoreStats {
             StoreStats::default()
         }

@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+
 use crate::protocol::supersede::Verdict;
 use crate::protocol::{Event, EventId, Kind, PublicKey, Verified};
 
@@ -24,7 +26,7 @@ use super::open;
 use super::quota::{Keeper, Rules};
 use super::scan::EmbeddedScan;
 use super::schema::{self, Place};
-use super::{Applied, Position, Query, Removal, Retained, Scan, Store, StoreError, StoreStats};
+use super::{Applied, Position, Query, Removal, Retained, Scan, Store, StoreError, StoreStats, state};
 
 /// What the embedded store is told at opening.
 #[derive(Clone)]
@@ -327,6 +329,14 @@ impl Store for EmbeddedStore {
 
     fn compact(&self, pace: &Pace<'_>) -> Result<Option<CompactReport>, StoreError> {
         compact::compact(self, pace).map(Some)
+    }
+
+    fn load_state(&self, name: &str) -> Result<Option<Bytes>, StoreError> {
+        state::load(self.dir.path(), name)
+    }
+
+    fn save_state(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
+        state::save(self.dir.path(), name, bytes)
     }
 
     fn stats(&self) -> StoreStats {

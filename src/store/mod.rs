@@ -22,6 +22,7 @@ pub mod repair;
 mod replay;
 mod scan;
 pub mod schema;
+pub mod state;
 #[cfg(test)]
 mod testing;
 pub mod verify;
@@ -309,6 +310,19 @@ pub trait Store: Send + Sync {
     fn compact(&self, _pace: &Pace<'_>) -> Result<Option<CompactReport>, StoreError> {
         Ok(None)
     }
+
+    /// The blob that was last saved under this name; see [`state`].
+    ///
+    /// # Errors
+    /// When it cannot be read, or `name` cannot name one.
+    fn load_state(&self, name: &str) -> Result<Option<Bytes>, StoreError>;
+
+    /// Keeps a blob under a name in place of the one before, atomically and durably: after a power cut one of the two
+    /// is there, and once this has returned, the new one. One caller at a time for a name.
+    ///
+    /// # Errors
+    /// When it cannot be written, or `name` cannot name one; the blob before is still there then.
+    fn save_state(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError>;
 
     /// Figures for `status` and logs.
     fn stats(&self) -> StoreStats;
