@@ -1,14 +1,15 @@
 //! The stages that every event passes on its way in, cheapest first: limits, policy, id, already stored, signature.
 //!
-//! Served and imported events come through here alike; [`Source`] names the few differences. What remains to be said
+//! Served and imported events come through here alike; [`Sender`] says who hands one in. What remains to be said
 //! about an event (is it deleted, superseded?) only the store knows, at the moment of writing.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::config::Config;
 use crate::protocol::supersede::{is_expired, vanish_applies};
 use crate::protocol::verify::{Hashed, Invalid};
-use crate::protocol::{Event, Kind, Tags, Verified};
+use crate::protocol::{Event, Kind, PublicKey, Tags, Verified};
 use crate::store::Store;
 
 /// Where an event comes from.
@@ -18,6 +19,29 @@ pub enum Source {
     Client,
     /// The operator brings it in from a file; it may be dated at any time.
     Import,
+}
+
+/// Who hands an event in, as far as the relay knows. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Sender {
+    /// By which door the event comes.
+    pub source: Source,
+    /// The keys that the connection has proven (NIP-42), in the order of proof.
+    pub keys: Arc<[PublicKey]>,
+    /// The client's address, behind a trusted proxy the one that the proxy names. `None`: it does not come over a network.
+    pub ip: Option<IpAddr>,
+}
+
+impl Sender {
+    /// The operator, at the command line.
+    pub fn import() -> Self {
+        Sender { source: Source::Import, keys: Arc::default(), ip: None }
+    }
+
+    /// A client at this address that has proven these keys.
+    pub fn client(ip: IpAddr, keys: Arc<[PublicKey]>) -> Self {
+        Sender { source: Source::Client, keys, ip: Some(ip) }
+    }
 }
 
 /// Why an event goes no further. `Display` is the `OK` text (NIP-01 prefixes).
@@ -118,9 +142,9 @@ impl Ingest {
     ///
     /// # Errors
     /// The [`Rejection`] of the first stage that it does not pass.
-    pub fn check(&self, event: Event, source: Source, now: u64) -> Result<Verified<Event>, Rejection> {
+    pub fn check(&self, event: Event, sender: &Sender, now: u64) -> Result<Verified<Event>, Rejection> {
         self.check_limits(&event)?;
-        if source == Source::Client {
+        if sender.source == Source::Client {
             self.check_date(event.created_at, now)?;
             // Here and not only at the store, where it would cost a batch's deletions too. An import is to end instead.
             if !event.kind.is_ephemeral() && !self.store.has_room_for(event.kind) {
@@ -220,9 +244,13 @@ mod tests {
         Ingest::new(Arc::new(config), Arc::new(MemoryStore::new()))
     }
 
+    fn client() -> Sender {
+        Sender::client([192, 0, 2, 1].into(), Arc::default())
+    }
+
     #[track_caller]
     fn check(event: Event, expected: Result<(), &str>) {
-        let found = ingest().check(event, Source::Client, NOW).map(drop).map_err(|rejection| rejection.to_string());
+        let found = ingest().check(event, &client(), NOW).map(drop).map_err(|rejection| rejection.to_string());
         match (&found, expected) {
             (Ok(()), Ok(())) => {}
             (Err(text), Err(start)) if text.starts_with(start) => {}
@@ -248,7 +276,7 @@ mod tests {
     #[test]
     fn an_import_takes_any_date() {
         let author = Author::new(1);
-        let import = |event| ingest().check(event, Source::Import, NOW).map(drop);
+        let import = |event| ingest().check(event, &Sender::import(), NOW).map(drop);
         assert_eq!(import(author.event(1, NOW * 1_000, &[] as &[Vec<&str>], "")), Ok(()));
         assert_eq!(import(author.event(1, 0, &[] as &[Vec<&str>], "")), Ok(()));
         assert_eq!(import(author.event(1, 0, &[vec!["-"]], "")), Err(Rejection::Protected));
@@ -262,7 +290,7 @@ mod tests {
         let ingest = Ingest::new(Arc::new(config), Arc::new(MemoryStore::new()));
         let author = Author::new(1);
         let none: &[Vec<&str>] = &[];
-        let verdict = |event| ingest.check(event, Source::Client, NOW).map(drop);
+        let verdict = |event| ingest.check(event, &client(), NOW).map(drop);
         assert_eq!(verdict(author.event(22_242, NOW, none, "")), Err(Rejection::ClientAuth));
         let protected = author.event(1, NOW, &[vec!["-"]], "secret");
         let open = author.event(1, NOW, &[vec!["t", "-"]], "");
@@ -304,7 +332,7 @@ mod tests {
         let author = Author::new(1);
         let store = MemoryStore::new();
         let ingest = Ingest::new(Arc::new(Config::default()), Arc::new(store.clone()));
-        let verdict = |event| ingest.check(event, Source::Client, NOW).map(drop);
+        let verdict = |event| ingest.check(event, &client(), NOW).map(drop);
         let none: &[Vec<&str>] = &[];
         let mut event = author.event(1, NOW, none, "hi");
         store.apply(&[Verified::check(event.clone()).unwrap()], NOW).unwrap();

@@ -19,7 +19,7 @@ use std::time::Instant;
 
 pub use clock::Clock;
 use fanout::Fanout;
-use ingest::{Ingest, Rejection, Source};
+use ingest::{Ingest, Rejection, Sender};
 use maintenance::Maintenance;
 use outbox::{Outbox, Serial};
 use query::{Job, Queries};
@@ -93,8 +93,8 @@ impl Relay {
     ///
     /// # Errors
     /// What is to be answered instead of storing it.
-    pub fn check(&self, event: Event, source: Source) -> Result<Verified<Event>, Rejection> {
-        self.ingest.check(event, source, self.clock.now())
+    pub fn check(&self, event: Event, sender: &Sender) -> Result<Verified<Event>, Rejection> {
+        self.ingest.check(event, sender, self.clock.now())
     }
 
     /// Queues the submission in `slot` for the writer; see [`Writer::poll_submit`].

@@ -5,6 +5,7 @@
 
 use std::future::Future;
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -25,7 +26,7 @@ use super::peer::{Action, Peer};
 use super::wire::Wire;
 use crate::protocol::{Event, message};
 use crate::relay::Relay;
-use crate::relay::ingest::Source;
+use crate::relay::ingest::Sender;
 use crate::relay::outbox::{Outbox, Outgoing, Serial, Taken};
 use crate::relay::query::Job;
 use crate::relay::writer::Submission;
@@ -43,6 +44,7 @@ const LINGER: Duration = Duration::from_secs(1);
 pub struct Connection {
     relay: Arc<Relay>,
     outbox: Arc<Outbox>,
+    ip: IpAddr,
     socket: WebSocketStream<Wire>,
     peer: Peer,
     idle: Idle,
@@ -80,8 +82,8 @@ enum End {
 }
 
 impl Connection {
-    /// A connection on a socket that has shaken hands; `read` is what the client sent after that.
-    pub async fn new(relay: Arc<Relay>, outbox: Arc<Outbox>, socket: TcpStream, read: Bytes) -> Connection {
+    /// A connection on a socket that has shaken hands; `read` is what the client at `ip` sent after that.
+    pub async fn new(relay: Arc<Relay>, outbox: Arc<Outbox>, socket: TcpStream, read: Bytes, ip: IpAddr) -> Connection {
         let limits = &relay.config().limits;
         let settings = WebSocketConfig::default()
             .read_buffer_size(READ_BUFFER_BYTES)
@@ -96,6 +98,7 @@ impl Connection {
         Connection {
             relay,
             outbox,
+            ip,
             socket,
             peer,
             idle,
@@ -260,7 +263,8 @@ impl Connection {
 
     fn publish(&mut self, event: Event) {
         let id = event.id;
-        match self.relay.check(event, Source::Client) {
+        let sender = Sender::client(self.ip, Arc::default());
+        match self.relay.check(event, &sender) {
             Ok(event) => self.submission = Some(Box::new(Submission { event, reply: self.outbox.clone() })),
             Err(rejection) => {
                 self.frames().text(&message::ok(&id, rejection.is_accepted(), &rejection.to_string()));

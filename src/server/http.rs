@@ -44,12 +44,14 @@ pub struct Shaken {
     pub socket: TcpStream,
     /// What the client sent behind its request.
     pub read: Bytes,
+    /// The client's address: the peer's, or what a trusted proxy says.
+    pub ip: IpAddr,
     /// Place of the client behind a trusted proxy; to be held as long as the connection.
     pub forwarded: Place,
 }
 
 /// Where the answer to an upgrade leaves what the connection goes on with.
-type Slot = Mutex<Option<(OnUpgrade, Place)>>;
+type Slot = Mutex<Option<(OnUpgrade, IpAddr, Place)>>;
 
 impl Http {
     /// Prepares the answers.
@@ -85,9 +87,9 @@ impl Http {
             tracing::debug!(%error, "no HTTP");
             return None;
         }
-        let (upgrade, forwarded) = slot.into_inner().unwrap_or_else(PoisonError::into_inner)?;
+        let (upgrade, ip, forwarded) = slot.into_inner().unwrap_or_else(PoisonError::into_inner)?;
         let parts = upgrade.await.ok()?.downcast::<TokioIo<TcpStream>>().ok()?;
-        Some(Shaken { socket: parts.io.into_inner(), read: parts.read_buf, forwarded })
+        Some(Shaken { socket: parts.io.into_inner(), read: parts.read_buf, ip, forwarded })
     }
 
     fn answer(&self, request: Request<Incoming>, peer: IpAddr, slot: &Slot) -> Response<Full<Bytes>> {
@@ -128,7 +130,8 @@ impl Http {
             Ok(accept) => accept,
             Err(refusal) => return *refusal,
         };
-        let place = match self.forwarded_ip(request.headers(), peer) {
+        let forwarded = self.forwarded_ip(request.headers(), peer);
+        let place = match forwarded {
             Some(client) => self.places.take(client),
             None => Some(Place::unlimited()),
         };
@@ -136,7 +139,8 @@ impl Http {
             return text(StatusCode::TOO_MANY_REQUESTS, "too many connections from your address\n");
         };
         let upgrade = hyper::upgrade::on(&mut request);
-        *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some((upgrade, place));
+        *slot.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some((upgrade, forwarded.unwrap_or(peer).to_canonical(), place));
         let mut response = Response::new(Full::default());
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         let headers = response.headers_mut();

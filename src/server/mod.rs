@@ -176,7 +176,7 @@ async fn serve(
     }
     drop(stopping);
     let _places = (place, shaken.forwarded);
-    let mut connection = Connection::new(shared.relay.clone(), outbox, shaken.socket, shaken.read).await;
+    let mut connection = Connection::new(shared.relay.clone(), outbox, shaken.socket, shaken.read, shaken.ip).await;
     connection.run().await;
 }
 

@@ -9,7 +9,7 @@ use sledge::config::Config;
 use sledge::protocol::supersede::Verdict;
 use sledge::protocol::{Event, Filter};
 use sledge::relay::Clock;
-use sledge::relay::ingest::{Ingest, Rejection, Source};
+use sledge::relay::ingest::{Ingest, Rejection, Sender};
 use sledge::server::Server;
 use sledge::store::compact::Pace;
 use sledge::store::embedded::{EmbeddedStore, Options};
@@ -66,7 +66,8 @@ fn stats(store: &EmbeddedStore) -> RetentionStats {
 fn refused(store: &Arc<EmbeddedStore>, event: &Event) -> bool {
     let store: Arc<dyn Store> = store.clone();
     let ingest = Ingest::new(Arc::new(Config::default()), store);
-    let verdicts = [Source::Client, Source::Import].map(|source| ingest.check(event.clone(), source, NOW).map(drop));
+    let verdicts = [Sender::client([192, 0, 2, 1].into(), Arc::default()), Sender::import()]
+        .map(|sender| ingest.check(event.clone(), &sender, NOW).map(drop));
     assert_eq!(verdicts[0], verdicts[1], "every door alike");
     verdicts[0] == Err(Rejection::NotKept)
 }

@@ -13,7 +13,7 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::protocol::{Event, Verified};
 use crate::relay::Clock;
-use crate::relay::ingest::{Ingest, Source};
+use crate::relay::ingest::{Ingest, Sender};
 use crate::store::Store;
 
 /// How long what was read waits for more before it is stored, and a signal for being noticed.
@@ -108,7 +108,7 @@ impl Import<'_> {
 
 /// The ingest stages; what passes them and may be stored.
 fn check_event(ingest: &Ingest, event: Event, now: u64) -> Result<Verified<Event>, Refused> {
-    match ingest.check(event, Source::Import, now) {
+    match ingest.check(event, &Sender::import(), now) {
         Ok(event) if event.kind.is_ephemeral() => Err(refused(Outcome::Ephemeral, "")),
         Ok(event) => Ok(event),
         Err(rejection) => Err(Refused { outcome: Outcome::from(&rejection), reason: rejection.to_string() }),
