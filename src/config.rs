@@ -3,9 +3,11 @@
 //! The `sync.toml` at the top of the repository is built in and gives every default, so a user's file names only what
 //! it changes. Nothing here imports the rest of the crate, and nothing is looked up again after the start.
 
+pub mod access;
 mod check;
 mod ip_range;
 mod kind_range;
+pub mod plugin;
 mod read;
 
 use std::net::SocketAddr;
@@ -42,6 +44,14 @@ pub struct Config {
     pub info: Info,
     /// What one client may cost.
     pub limits: Limits,
+    /// Who may write.
+    pub access: access::Access,
+    /// Invitations and members.
+    pub members: access::Members,
+    /// The web of trust.
+    pub trust: access::Trust,
+    /// A program that judges events.
+    pub plugin: plugin::Plugin,
     /// The memory budget.
     pub memory: Memory,
     /// How the store works.

@@ -2,7 +2,7 @@
 
 use std::ops::RangeInclusive;
 
-use super::{Config, ConfigError};
+use super::{Config, ConfigError, access, plugin};
 
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
@@ -14,9 +14,7 @@ const HUNDRED_YEARS_SECS: u64 = 36_525 * DAY_SECS;
 
 /// Checks each number against its range, then numbers against each other.
 pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
-    for (key, value, range) in
-        limit_ranges(config).into_iter().chain(storage_ranges(config)).chain(retention_ranges(config))
-    {
+    for (key, value, range) in ranges(config) {
         if !range.contains(&value) {
             let (low, high) = (range.start(), range.end());
             return Err(config.refuse(key, format!("must be from {low} to {high}, not {value}")));
@@ -31,7 +29,15 @@ pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
     check_service_url(config)
 }
 
-type Range = (&'static str, u64, RangeInclusive<u64>);
+/// A number of the settings: its key, its value, and what it may be.
+pub(super) type Range = (&'static str, u64, RangeInclusive<u64>);
+
+fn ranges(config: &Config) -> Vec<Range> {
+    [limit_ranges, storage_ranges, retention_ranges, access::ranges, plugin::ranges]
+        .iter()
+        .flat_map(|of| of(config))
+        .collect()
+}
 
 fn limit_ranges(config: &Config) -> Vec<Range> {
     let l = &config.limits;
@@ -248,7 +254,6 @@ mod tests {
             let value = line.split_once(" = ").map(|(_, value)| value);
             value.is_some_and(|value| value.parse::<u64>().is_ok())
         });
-        let ranges = limit_ranges(&config).len() + storage_ranges(&config).len() + retention_ranges(&config).len();
-        assert_eq!(numbers.count(), ranges);
+        assert_eq!(numbers.count(), ranges(&config).len());
     }
 }
