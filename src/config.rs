@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use ip_range::{IpRange, IpRangeError};
+pub use ip_range::{IpRange, IpRangeError, subscriber_line};
 pub use kind_range::{KindRange, KindRangeError};
 pub use read::{ConfigError, Origin};
 

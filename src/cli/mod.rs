@@ -41,6 +41,7 @@ use clap::{Parser, Subcommand};
 use crate::config::Config;
 use crate::error::Error;
 use crate::protocol::nip19;
+use crate::relay::policy::settings::Settings;
 use crate::store::quota::Rules;
 
 /// A Nostr relay in one binary: serves, imports, exports and queries events.
@@ -137,6 +138,7 @@ fn load_config(file: Option<&std::path::Path>, store: Option<String>) -> Result<
     }
     Rules::new(&config.retention)
         .map_err(|(key, error)| config.refuse("retention.keep", format!("`{key}`: {error}")))?;
+    Settings::new(&config).map_err(|wrong| config.refuse(wrong.setting, wrong.to_string()))?;
     if let Some(store) = store {
         config.store = store;
     }

@@ -8,6 +8,7 @@ pub mod fanout;
 pub mod ingest;
 pub mod maintenance;
 pub mod outbox;
+pub mod policy;
 pub mod query;
 pub mod sweeper;
 pub mod writer;
@@ -22,6 +23,7 @@ use fanout::Fanout;
 use ingest::{Ingest, Rejection, Sender};
 use maintenance::Maintenance;
 use outbox::{Outbox, Serial};
+use policy::{Policy, admin};
 use query::{Job, Queries};
 use writer::{Submission, Writer};
 
@@ -41,6 +43,7 @@ pub struct Relay {
     config: Arc<Config>,
     store: Arc<dyn Store>,
     clock: Clock,
+    policy: Arc<Policy>,
     ingest: Ingest,
     fanout: Arc<Fanout>,
     writer: Writer,
@@ -55,6 +58,9 @@ pub enum StartError {
     /// The store did not take an empty write.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// It cannot be told who may write.
+    #[error(transparent)]
+    Policy(#[from] policy::PolicyError),
     /// The system refused a thread.
     #[error("starting a thread: {0}")]
     Thread(#[from] std::io::Error),
@@ -71,16 +77,28 @@ impl Relay {
         let fanout = Arc::new(Fanout::new(readable));
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let queries = Queries::start(store.clone(), &config.limits, config.limits.query_threads_on(cores))?;
-        let writer = Writer::start(store.clone(), fanout.clone(), clock.clone(), &config.storage)?;
+        let policy = Arc::new(Policy::open(config.clone(), store.clone())?);
+        let writer = Writer::start(store.clone(), fanout.clone(), clock.clone(), policy.clone(), &config.storage)?;
+        writer.enqueue(admin::start_chore(policy.clone()));
         let maintenance = Maintenance::start(store.clone(), &config.storage)?;
-        let ingest = Ingest::new(config.clone(), store.clone());
+        let ingest = Ingest::new(config.clone(), store.clone(), policy.clone());
         let connections = AtomicU64::new(0);
-        Ok(Relay { config, store, clock, ingest, fanout, writer, queries, maintenance, connections })
+        Ok(Relay { config, store, clock, policy, ingest, fanout, writer, queries, maintenance, connections })
     }
 
     /// The settings.
     pub fn config(&self) -> &Arc<Config> {
         &self.config
+    }
+
+    /// Who may write, and what was decided about that.
+    pub fn policy(&self) -> &Arc<Policy> {
+        &self.policy
+    }
+
+    /// Calls a management method; `answer` gets the end of it, from another thread. A stopping relay drops it.
+    pub fn manage(&self, call: admin::Call, answer: impl FnOnce(admin::Answer) + Send + 'static) {
+        self.writer.enqueue(admin::chore(self.policy.clone(), call, answer));
     }
 
     /// The outbox of a new connection.

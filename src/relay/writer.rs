@@ -13,6 +13,8 @@ use super::clock::Clock;
 use super::fanout::Fanout;
 use super::lock;
 use super::outbox::{Outbox, Outgoing};
+use super::policy::admin::{Chore, Desk};
+use super::policy::{Policy, members, trust};
 use super::sweeper::Sweeper;
 use crate::config::Storage;
 use crate::protocol::message;
@@ -57,6 +59,8 @@ struct Queue {
     bytes: usize,
     /// Who waits for room.
     blocked: Vec<Waker>,
+    /// Other work; each has one turn between two batches.
+    chores: VecDeque<Chore>,
     sweep: bool,
     stopping: bool,
 }
@@ -64,6 +68,7 @@ struct Queue {
 /// What the writer does next.
 struct Work {
     batch: Vec<Submission>,
+    chore: Option<Chore>,
     sweep: bool,
 }
 
@@ -78,8 +83,10 @@ impl Writer {
         store: Arc<dyn Store>,
         fanout: Arc<Fanout>,
         clock: Clock,
+        policy: Arc<Policy>,
         settings: &Storage,
     ) -> std::io::Result<Writer> {
+        let trust = policy.start_trust()?;
         let shared = Arc::new(Shared {
             queue: Mutex::default(),
             changed: Condvar::new(),
@@ -92,6 +99,8 @@ impl Writer {
             store,
             fanout,
             clock,
+            policy,
+            trust,
             batch_events_max: settings.batch_events_max,
             sweeper: Sweeper::new(settings.expiry_sweep()),
             failing: false,
@@ -138,6 +147,16 @@ impl Writer {
         Poll::Ready(())
     }
 
+    /// Has work done on the writer's thread, between batches. A stopping relay drops it.
+    pub fn enqueue(&self, chore: Chore) {
+        let mut queue = lock(&self.shared.queue);
+        if !queue.stopping {
+            queue.chores.push_back(chore);
+        }
+        drop(queue);
+        self.shared.changed.notify_one();
+    }
+
     /// Has expired events removed now rather than at the next round.
     pub fn sweep(&self) {
         lock(&self.shared.queue).sweep = true;
@@ -173,10 +192,13 @@ impl Shared {
         let mut queue = lock(&self.queue);
         loop {
             let sweep = std::mem::take(&mut queue.sweep) || sweep_in().is_zero();
-            if !queue.submissions.is_empty() || (sweep && !queue.stopping) {
-                return Some(Work { batch: queue.take(batch_events_max), sweep });
+            let has_work = sweep || !queue.chores.is_empty();
+            if !queue.submissions.is_empty() || (has_work && !queue.stopping) {
+                let chore = queue.chores.pop_front();
+                return Some(Work { batch: queue.take(batch_events_max), chore, sweep });
             }
             if queue.stopping {
+                queue.chores.clear();
                 return None;
             }
             queue = self.changed.wait_timeout(queue, sweep_in()).unwrap_or_else(PoisonError::into_inner).0;
@@ -200,7 +222,9 @@ struct RefuseRest(Arc<Shared>);
 impl Drop for RefuseRest {
     fn drop(&mut self) {
         self.0.stop();
-        let rest = lock(&self.0.queue).take(usize::MAX);
+        let mut queue = lock(&self.0.queue);
+        let (rest, _dropped) = (queue.take(usize::MAX), std::mem::take(&mut queue.chores));
+        drop(queue);
         rest.iter().for_each(|submission| submission.answer(false, STOPPING));
     }
 }
@@ -211,6 +235,9 @@ struct Loop {
     store: Arc<dyn Store>,
     fanout: Arc<Fanout>,
     clock: Clock,
+    policy: Arc<Policy>,
+    /// Told what was stored.
+    trust: trust::Reader,
     batch_events_max: usize,
     sweeper: Sweeper,
     /// Whether the last write failed; a disk that stays full is logged once.
@@ -273,13 +300,51 @@ impl Loop {
             if !work.batch.is_empty() {
                 self.write(work.batch);
             }
+            if let Some(chore) = work.chore {
+                self.do_chore(chore);
+            }
             if work.sweep {
                 self.sweeper.sweep(&*self.store, self.clock.now(), Instant::now());
             }
         }
     }
 
+    fn desk(&self) -> Desk<'_> {
+        Desk { store: &*self.store, fanout: Some(&self.fanout), now: self.clock.now() }
+    }
+
+    fn do_chore(&self, mut chore: Chore) {
+        if chore(&self.desk()) {
+            lock(&self.shared.queue).chores.push_back(chore);
+        }
+    }
+
+    /// Answers what is not to be stored: requests to the relay itself, and events of somebody who was banned while they
+    /// waited.
+    fn answer_apart(&self, mut submissions: Vec<Submission>) -> Vec<Submission> {
+        submissions.retain(|submission| {
+            if let Err(refusal) = self.policy.recheck(&submission.event) {
+                submission.answer(false, &refusal.to_string());
+                return false;
+            }
+            if !members::is_request(submission.event.kind) {
+                return true;
+            }
+            let answered = members::answer(&self.policy, &submission.event, self.clock.now());
+            if let Err(error) = self.desk().publish(&answered.events) {
+                tracing::error!(%error, "the list of members was not published; the next start does it");
+            }
+            submission.answer(answered.accepted, &answered.text);
+            false
+        });
+        submissions
+    }
+
     fn write(&mut self, submissions: Vec<Submission>) {
+        let submissions = self.answer_apart(submissions);
+        if submissions.is_empty() {
+            return;
+        }
         let now = self.clock.now();
         let batch = Batch::new(submissions);
         let (outcomes, end) = self.store(&batch.stored, now);
@@ -295,6 +360,7 @@ impl Loop {
         for (_, event, outcome) in batch.in_order(&outcomes, now) {
             if matches!(outcome, Outcome::Judged(Verdict::Store) | Outcome::Passed) {
                 self.fanout.dispatch(epoch, event);
+                self.trust.stored(event);
             }
         }
     }
@@ -355,7 +421,9 @@ mod tests {
         let store = MemoryStore::new();
         let fanout = Arc::new(Fanout::new(Position(0)));
         let clock = Clock::manual(Arc::new(AtomicU64::new(NOW)));
-        let writer = Writer::start(Arc::new(store.clone()), fanout.clone(), clock, &settings).unwrap();
+        let shared: Arc<dyn Store> = Arc::new(store.clone());
+        let policy = Arc::new(Policy::open(Arc::new(Config::default()), shared.clone()).unwrap());
+        let writer = Writer::start(shared, fanout.clone(), clock, policy, &settings).unwrap();
         Room { store, fanout, writer, outbox: Outbox::new(1, 1 << 20) }
     }
 

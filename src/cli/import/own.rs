@@ -14,6 +14,7 @@ use crate::error::Error;
 use crate::protocol::{Event, Verified};
 use crate::relay::Clock;
 use crate::relay::ingest::{Ingest, Sender};
+use crate::relay::policy::Policy;
 use crate::store::Store;
 
 /// How long what was read waits for more before it is stored, and a signal for being noticed.
@@ -43,7 +44,9 @@ impl Import<'_> {
     /// Reads to the end, in the order of the file. Each durable write holds as many events as may wait for the writer of a
     /// relay.
     pub fn run(&self, lines: Lines, report: &mut Report) -> Result<Ended, Failure> {
-        let ingest = Ingest::new(Arc::clone(self.config), Arc::clone(&self.store));
+        let policy = Policy::open(Arc::clone(self.config), Arc::clone(&self.store))
+            .map_err(|error| Error::Failed(error.to_string()))?;
+        let ingest = Ingest::new(Arc::clone(self.config), Arc::clone(&self.store), Arc::new(policy));
         let clock = self.clock.clone();
         let chunks = check::start(lines, move |event| check_event(&ingest, event, clock.now()))
             .map_err(|error| Error::Failed(format!("cannot start threads: {error}")))?;

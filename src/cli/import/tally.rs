@@ -120,6 +120,7 @@ impl From<&Rejection> for Outcome {
             | Rejection::VanishElsewhere
             | Rejection::NotKept
             | Rejection::QuotaUsedUp
+            | Rejection::Policy(_)
             | Rejection::StoreUnreadable => Outcome::Refused,
         }
     }
