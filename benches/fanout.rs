@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Waker};
 
 use divan::counter::ItemsCount;
-use sledge::protocol::{Event, Filter, Verified};
+use sledge::protocol::{Event, Filter, Verified, Visibility};
 use sledge::relay::fanout::Fanout;
 use sledge::relay::outbox::Outbox;
 use sledge::store::Position;
@@ -32,10 +32,10 @@ fn feed(number: usize) -> Filter {
 }
 
 fn audience(subscribers: usize) -> Audience {
-    let fanout = Fanout::new(Position(0));
+    let fanout = Fanout::new(Position(0), Arc::default());
     let outboxes: Vec<_> = (0..subscribers).map(|number| Outbox::new(number as u64, 1 << 20)).collect();
     for (number, outbox) in outboxes.iter().enumerate() {
-        fanout.subscribe(outbox, 1, &[feed(number)]);
+        fanout.subscribe(outbox, 1, &[feed(number)], Visibility::everything());
     }
     Audience { fanout, outboxes }
 }
@@ -78,7 +78,7 @@ fn subscribe_and_unsubscribe(bencher: divan::Bencher) {
     let outbox = Outbox::new(1 << 40, 1 << 20);
     let filter = feed(3);
     bencher.bench(|| {
-        audience.fanout.subscribe(&outbox, 1, std::slice::from_ref(&filter));
+        audience.fanout.subscribe(&outbox, 1, std::slice::from_ref(&filter), Visibility::everything());
         audience.fanout.unsubscribe(&outbox, 1);
     });
 }

@@ -3,11 +3,12 @@
 //! The `sync.toml` at the top of the repository is built in and gives every default, so a user's file names only what
 //! it changes. Nothing here imports the rest of the crate, and nothing is looked up again after the start.
 
-pub mod access;
+mod access;
 mod check;
 mod ip_range;
 mod kind_range;
-pub mod plugin;
+mod members;
+mod plugin;
 mod read;
 
 use std::net::SocketAddr;
@@ -16,8 +17,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use access::{Access, PowRule, Writers};
 pub use ip_range::{IpRange, IpRangeError, subscriber_line};
 pub use kind_range::{KindRange, KindRangeError};
+pub use members::{Members, Trust};
+pub use plugin::{OnFailure, Plugin};
 pub use read::{ConfigError, Origin};
 
 /// The built-in `sync.toml`: every key with its default, and the reason in a comment.
@@ -44,14 +48,14 @@ pub struct Config {
     pub info: Info,
     /// What one client may cost.
     pub limits: Limits,
-    /// Who may write.
-    pub access: access::Access,
+    /// Who may read and write.
+    pub access: Access,
     /// Invitations and members.
-    pub members: access::Members,
+    pub members: Members,
     /// The web of trust.
-    pub trust: access::Trust,
+    pub trust: Trust,
     /// A program that judges events.
-    pub plugin: plugin::Plugin,
+    pub plugin: Plugin,
     /// The memory budget.
     pub memory: Memory,
     /// How the store works.

@@ -14,7 +14,7 @@
 //!              │
 //!  2         relay               the one write path, live fan-out, queries in turns; no sockets, no HTTP
 //!              │
-//!  1         store               alone knows bytes on disk
+//!  1      store   auth           store alone knows bytes on disk; auth is pure
 //!              │
 //!  0   protocol   config         protocol is pure; config is plain data, checked once
 //! ```
@@ -27,6 +27,8 @@
 //!   write buffer in front of it, the filter on ids), [`store::plan`] and [`store::merge`] (from a filter to one stream,
 //!   newest first). [`store::backup`] copies the log, [`store::repair`] mends it. [`store::memory`] is the oracle: a
 //!   vector and the reference meaning.
+//! - [`auth`]: who is at the other end (NIP-42), and which questions need to know: [`auth::Gate`]. What a reader may see of
+//!   what is found is [`protocol::visibility`], one predicate for stored queries, COUNT and live events alike.
 //! - [`relay`]: ingest stages, the writer thread, the live index, the query threads, the sweeper for expired events,
 //!   upkeep (compaction by itself).
 //! - [`server`]: one port for WebSocket, NIP-11 and a landing page; a control socket for the command line.
@@ -61,6 +63,7 @@
 //! frame and retry between them has a named bound in `sync.toml` or beside the code. Nothing waits on a slow reader but
 //! that reader.
 
+pub mod auth;
 pub mod cli;
 pub mod config;
 pub mod error;

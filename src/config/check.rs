@@ -2,7 +2,7 @@
 
 use std::ops::RangeInclusive;
 
-use super::{Config, ConfigError, access, plugin};
+use super::{Config, ConfigError, access, members, plugin};
 
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
@@ -25,6 +25,7 @@ pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
     }
     check_shares(config)?;
     check_rules(config)?;
+    super::access::check(config)?;
     check_relations(config)?;
     check_service_url(config)
 }
@@ -33,7 +34,7 @@ pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
 pub(super) type Range = (&'static str, u64, RangeInclusive<u64>);
 
 fn ranges(config: &Config) -> Vec<Range> {
-    [limit_ranges, storage_ranges, retention_ranges, access::ranges, plugin::ranges]
+    [limit_ranges, storage_ranges, retention_ranges, access::ranges, members::ranges, plugin::ranges]
         .iter()
         .flat_map(|of| of(config))
         .collect()

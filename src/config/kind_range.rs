@@ -20,7 +20,8 @@ impl KindRange {
         self.range().contains(&kind)
     }
 
-    fn range(&self) -> RangeInclusive<u16> {
+    /// The same as a range of numbers.
+    pub fn range(&self) -> RangeInclusive<u16> {
         self.first..=self.last
     }
 }

@@ -42,6 +42,8 @@ impl Kind {
     pub const ROLE: Kind = Kind(33534);
     /// Authorisation of an HTTP request (NIP-98); no relay is to get it.
     pub const HTTP_AUTH: Kind = Kind(27235);
+    /// Gift wrap that is not stored (NIP-59).
+    pub const EPHEMERAL_GIFT_WRAP: Kind = Kind(21059);
     /// Answer to an authentication challenge (NIP-42); never stored or broadcast.
     pub const CLIENT_AUTH: Kind = Kind(22242);
 
@@ -58,6 +60,12 @@ impl Kind {
     /// Only the latest of an author and `d` tag is kept.
     pub fn is_addressable(self) -> bool {
         matches!(self.0, 30_000..=39_999)
+    }
+
+    /// Whether its author is a throw-away key, so that only the `p` tag tells whom it concerns (NIP-59; 1060 is in use for
+    /// wrapped messages too).
+    pub fn is_wrapped(self) -> bool {
+        matches!(self, Kind::GIFT_WRAP | Kind(1060) | Kind::EPHEMERAL_GIFT_WRAP)
     }
 
     /// Deletion requests and requests to vanish stay in force: no kind 5 removes them (NIP-09, NIP-62).

@@ -91,6 +91,11 @@ pub fn closed(id: &SubscriptionId, text: &str) -> String {
     array("CLOSED", &[Part::Text(id.as_str()), Part::Text(text)])
 }
 
+/// `["AUTH", challenge]` (NIP-42).
+pub fn auth(challenge: &str) -> String {
+    array("AUTH", &[Part::Text(challenge)])
+}
+
 /// `["NOTICE", text]`.
 pub fn notice(text: &str) -> String {
     array("NOTICE", &[Part::Text(text)])

@@ -9,6 +9,7 @@ pub mod kind;
 pub mod label;
 pub mod message;
 pub mod nip19;
+pub mod pow;
 pub mod relay_info;
 pub mod subscription;
 pub mod supersede;

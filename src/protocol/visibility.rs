@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::bytes::PublicKey;
 use super::event::Fields;
+use super::filter::Filter;
 use super::kind::Kind;
 use super::label;
 use super::tag::TagLetter;
@@ -25,6 +26,15 @@ impl PrivateKinds {
     /// Whether this kind is private.
     pub fn contains(&self, kind: Kind) -> bool {
         self.0.iter().any(|range| range.contains(&kind.0))
+    }
+
+    /// Whether a filter can match nothing but private events: it names private kinds only, or our label.
+    pub fn covers_all_of(&self, filter: &Filter) -> bool {
+        let names_our_label = filter.tags.iter().any(|condition| {
+            condition.letter == TagLetter::LABEL_NAMESPACE
+                && condition.values.iter().all(|value| **value == *label::NAMESPACE)
+        });
+        names_our_label || filter.kinds.as_ref().is_some_and(|kinds| kinds.iter().all(|kind| self.contains(*kind)))
     }
 
     /// Whether only those involved may read this event.
@@ -56,19 +66,19 @@ impl Visibility {
 
     /// Whether the reader may see this event.
     pub fn allows(&self, event: &impl Fields) -> bool {
-        let Some(Reader { private, keys }) = &self.0 else {
-            return true;
-        };
-        !private.covers(event) || keys.iter().any(|key| is_involved(key, event))
+        self.0.as_ref().is_none_or(|reader| !reader.private.covers(event) || is_involved(&reader.keys, event))
+    }
+
+    /// As [`Visibility::allows`], for an event that is known to be private: who asks for many readers finds that out once.
+    pub fn allows_private(&self, event: &impl Fields) -> bool {
+        self.0.as_ref().is_none_or(|reader| is_involved(&reader.keys, event))
     }
 }
 
-/// Whether this key is the author or one that a `p` tag names.
-fn is_involved(key: &PublicKey, event: &impl Fields) -> bool {
-    event.pubkey() == key || {
-        let hex = key.to_hex();
-        event.has_tag(TagLetter::P, &mut |value| value == hex)
-    }
+/// Whether one of these keys is the author or one that a `p` tag names.
+fn is_involved(keys: &[PublicKey], event: &impl Fields) -> bool {
+    let is_among = |value: &str| PublicKey::from_hex(value).is_some_and(|key| keys.contains(&key));
+    !keys.is_empty() && (keys.contains(event.pubkey()) || event.has_tag(TagLetter::P, &mut |value| is_among(value)))
 }
 
 #[cfg(test)]

@@ -8,6 +8,9 @@
 //! found there are asked [`Filter::matches`]. Values are filed by a keyed 64-bit hash; a collision costs a needless
 //! question, never a wrong answer.
 //!
+//! **Who may see it.** Whether an event is private is found out once an event; a public one costs its subscriptions
+//! nothing more. When a client authenticates, its open subscriptions see more from that moment on.
+//!
 //! **Stored and live join without gap or repeat.** The writer makes a batch readable in the store, then calls
 //! [`Fanout::begin_batch`], and only then answers and dispatches. A subscription that registers before that call gets
 //! the batch live and its query does not look past the position before it; one that registers after gets it from the
@@ -20,7 +23,8 @@ use std::sync::{Arc, Mutex};
 
 use super::lock;
 use super::outbox::{Outbox, Outgoing, Serial};
-use crate::protocol::{Event, Filter, Verified};
+use crate::protocol::visibility::PrivateKinds;
+use crate::protocol::{Event, Filter, Verified, Visibility};
 use crate::store::Position;
 
 /// Number of a batch of writes.
@@ -39,6 +43,7 @@ struct Registry {
     free: Vec<u32>,
     index: Index,
     keys: RandomState,
+    private: Arc<PrivateKinds>,
     events_dispatched: u64,
 }
 
@@ -50,11 +55,12 @@ struct Subscription {
     /// The last event it was asked about, so that no event asks twice.
     asked: u64,
     filters: Box<[Filter]>,
+    visible: Visibility,
 }
 
 impl Fanout {
-    /// No subscriptions; events before `readable` are in the store.
-    pub fn new(readable: Position) -> Self {
+    /// No subscriptions; events before `readable` are in the store, `private` kinds are not for all.
+    pub fn new(readable: Position, private: Arc<PrivateKinds>) -> Self {
         Fanout(Mutex::new(Registry {
             epoch: Epoch::default(),
             readable,
@@ -63,19 +69,29 @@ impl Fanout {
             free: Vec::new(),
             index: Index::default(),
             keys: RandomState::new(),
+            private,
             events_dispatched: 0,
         }))
     }
 
-    /// Registers a subscription. From now on it gets matching events live, except those before the returned position,
-    /// which the store has. A `serial` must not be used twice by one connection.
-    pub fn subscribe(&self, outbox: &Arc<Outbox>, serial: Serial, filters: &[Filter]) -> Position {
+    /// Registers a subscription. From now on it gets matching events live as far as its reader may see them, except those
+    /// before the returned position, which the store has. A `serial` must not be used twice by one connection.
+    pub fn subscribe(&self, outbox: &Arc<Outbox>, serial: Serial, filters: &[Filter], visible: Visibility) -> Position {
         // Clones hold no spare capacity, unlike what a parser leaves behind; they stay as long as the subscription.
         let filters: Box<[Filter]> = filters.iter().filter(|filter| !filter.matches_nothing()).cloned().collect();
         let mut registry = lock(&self.0);
         let since = registry.epoch;
-        registry.insert(Subscription { outbox: outbox.clone(), serial, since, asked: 0, filters });
+        registry.insert(Subscription { outbox: outbox.clone(), serial, since, asked: 0, filters, visible });
         registry.readable
+    }
+
+    /// From now on the reader of a subscription may see this; an unknown subscription is passed over.
+    pub fn set_visible(&self, outbox: &Outbox, serial: Serial, visible: Visibility) {
+        let mut registry = lock(&self.0);
+        let slot = registry.places.get(&(outbox.connection, serial)).copied();
+        if let Some(subscription) = slot.and_then(|slot| registry.slots[slot as usize].as_mut()) {
+            subscription.visible = visible;
+        }
     }
 
     /// Ends a subscription; an unknown one is passed over.
@@ -140,6 +156,7 @@ impl Registry {
     fn dispatch(&mut self, batch: Epoch, event: &Verified<Event>) -> usize {
         self.events_dispatched += 1;
         let (number, slots, index) = (self.events_dispatched, &mut self.slots, &self.index);
+        let is_private = self.private.covers(&**event);
         let mut delivered = 0;
         let mut ask = |slot: u32| {
             let subscription = slots[slot as usize].as_mut().expect("terms name slots that are taken");
@@ -147,7 +164,8 @@ impl Registry {
                 return;
             }
             subscription.asked = number;
-            if subscription.filters.iter().any(|filter| filter.matches(&**event)) {
+            let may_see = !is_private || subscription.visible.allows_private(&**event);
+            if may_see && subscription.filters.iter().any(|filter| filter.matches(&**event)) {
                 let json = event.canonical().json.clone();
                 subscription.outbox.push(Outgoing::Live { serial: subscription.serial, json });
                 delivered += 1;
@@ -310,9 +328,14 @@ mod tests {
     /// Several matching filters, and terms that occur twice in an event, still give one delivery.
     #[test]
     fn an_event_reaches_a_subscription_once() {
-        let fanout = Fanout::new(Position(0));
+        let fanout = Fanout::new(Position(0), Arc::default());
         let outbox = Outbox::new(1, 1 << 20);
-        fanout.subscribe(&outbox, 7, &[filter("{}"), filter(r#"{"kinds":[1]}"#), filter(r##"{"#t":["a","b"]}"##)]);
+        fanout.subscribe(
+            &outbox,
+            7,
+            &[filter("{}"), filter(r#"{"kinds":[1]}"#), filter(r##"{"#t":["a","b"]}"##)],
+            Visibility::everything(),
+        );
         let tags = [vec!["t", "a"], vec!["t", "a"], vec!["t", "b"]];
         let event = Verified::check(Author::new(1).event(1, NOW, &tags, "")).unwrap();
         let batch = fanout.begin_batch(None);
@@ -324,12 +347,12 @@ mod tests {
     /// it live and is told the position before it (T26).
     #[test]
     fn t26_the_seam_between_stored_and_live() {
-        let fanout = Fanout::new(Position(3));
+        let fanout = Fanout::new(Position(3), Arc::default());
         let outbox = Outbox::new(1, 1 << 20);
         let event = Author::new(1).note(NOW, "");
-        assert_eq!(fanout.subscribe(&outbox, 1, &[filter("{}")]), Position(3));
+        assert_eq!(fanout.subscribe(&outbox, 1, &[filter("{}")], Visibility::everything()), Position(3));
         let batch = fanout.begin_batch(Some(Position(4)));
-        assert_eq!(fanout.subscribe(&outbox, 2, &[filter("{}")]), Position(4));
+        assert_eq!(fanout.subscribe(&outbox, 2, &[filter("{}")], Visibility::everything()), Position(4));
         fanout.dispatch(batch, &event);
         assert_eq!(serials(&outbox), [1]);
         let next = fanout.begin_batch(None);
@@ -340,11 +363,11 @@ mod tests {
     /// What was registered is forgotten without a trace, whatever the order.
     #[test]
     fn unsubscribing_leaves_nothing_behind() {
-        let fanout = Fanout::new(Position(0));
+        let fanout = Fanout::new(Position(0), Arc::default());
         let outbox = Outbox::new(1, 1 << 20);
         let filters = [filter(r#"{"kinds":[1,2]}"#), filter(r#"{"kinds":[2,3]}"#), filter("{}")];
         for serial in 0..9 {
-            fanout.subscribe(&outbox, serial, &filters);
+            fanout.subscribe(&outbox, serial, &filters, Visibility::everything());
         }
         [4, 0, 8, 1, 7, 2, 6, 3, 5, 5].into_iter().for_each(|serial| fanout.unsubscribe(&outbox, serial));
         let registry = lock(&fanout.0);
@@ -354,10 +377,10 @@ mod tests {
     /// Where several subscriptions share a term, one that leaves takes none of the others along.
     #[test]
     fn the_others_under_a_term_stay() {
-        let fanout = Fanout::new(Position(0));
+        let fanout = Fanout::new(Position(0), Arc::default());
         let outbox = Outbox::new(1, 1 << 20);
         for serial in 0..4 {
-            fanout.subscribe(&outbox, serial, &[filter(r#"{"kinds":[1]}"#)]);
+            fanout.subscribe(&outbox, serial, &[filter(r#"{"kinds":[1]}"#)], Visibility::everything());
         }
         for (gone, left) in [(1, vec![0, 2, 3]), (3, vec![0, 2]), (0, vec![2]), (2, vec![])] {
             fanout.unsubscribe(&outbox, gone);
@@ -412,10 +435,10 @@ mod tests {
             gone in prop::collection::vec(0usize..20, 0..8),
             events in prop::collection::vec(events(), 1..4),
         ) {
-            let fanout = Fanout::new(Position(0));
+            let fanout = Fanout::new(Position(0), Arc::default());
             let outbox = Outbox::new(1, 1 << 20);
             for (serial, filters) in subscriptions.iter().enumerate() {
-                fanout.subscribe(&outbox, serial as Serial, filters);
+                fanout.subscribe(&outbox, serial as Serial, filters, Visibility::everything());
             }
             gone.iter().for_each(|serial| fanout.unsubscribe(&outbox, *serial as Serial));
             let batch = fanout.begin_batch(None);

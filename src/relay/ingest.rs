@@ -10,7 +10,7 @@ use super::policy::{self, Policy};
 use crate::config::Config;
 use crate::protocol::supersede::{is_expired, vanish_applies};
 use crate::protocol::verify::{Hashed, Invalid};
-use crate::protocol::{Event, Kind, PublicKey, Tags, Verified};
+use crate::protocol::{Event, Kind, PublicKey, Tags, Verified, pow};
 use crate::store::Store;
 
 /// Where an event comes from.
@@ -99,9 +99,28 @@ pub enum Rejection {
     /// An answer to an authentication challenge (NIP-42) is for one relay's eyes.
     #[error("invalid: kind 22242 belongs in an AUTH message")]
     ClientAuth,
-    /// Only its authenticated author may publish it (NIP-70), and nobody can authenticate here.
-    #[error("blocked: protected events are not accepted here")]
-    Protected,
+    /// Publishing needs authentication here (NIP-42).
+    #[error("auth-required: this relay accepts events from authenticated clients only")]
+    AuthRequired,
+    /// Too little proof of work (NIP-13).
+    #[error("pow: {proven} bits of work are proven, {needed} are needed for kind {kind}")]
+    TooLittleWork {
+        /// Leading zero bits of the id, or the target that the event names if that is lower.
+        proven: u32,
+        /// Bits needed.
+        needed: u8,
+        /// The event's kind.
+        kind: Kind,
+    },
+    /// Only its authenticated author may publish it (NIP-70), and the client has not authenticated.
+    #[error("auth-required: this event may only be published by its author")]
+    ProtectedNeedsAuth,
+    /// Only its authenticated author may publish it (NIP-70), and the client is somebody else.
+    #[error("restricted: this event may only be published by its author")]
+    ProtectedForeign,
+    /// Only its authenticated author may publish it (NIP-70), and an import is not its author.
+    #[error("blocked: this event may only be published by its author")]
+    ProtectedImport,
     /// A repost that carries a protected event (NIP-70).
     #[error("blocked: the reposted event is protected")]
     RepostOfProtected,
@@ -151,13 +170,14 @@ impl Ingest {
         self.check_limits(&event)?;
         if sender.source == Source::Client {
             self.check_date(event.created_at, now)?;
+            self.check_access(&event, sender)?;
             // Here and not only at the store, where it would cost a batch's deletions too. An import is to end instead.
             if !event.kind.is_ephemeral() && !self.store.has_room_for(event.kind) {
                 return Err(Rejection::QuotaUsedUp);
             }
         }
         self.policy.check(&event, sender, now)?;
-        self.check_policy(&event, now)?;
+        self.check_policy(&event, sender, now)?;
         let hashed = Hashed::check(event)?;
         if !hashed.event().kind.is_ephemeral() && self.is_stored(hashed.event())? {
             return Err(Rejection::Duplicate);
@@ -199,7 +219,23 @@ impl Ingest {
         Ok(())
     }
 
-    fn check_policy(&self, event: &Event, now: u64) -> Result<(), Rejection> {
+    /// What every client must have done. Requests to vanish are followed whoever sends them (NIP-62).
+    fn check_access(&self, event: &Event, sender: &Sender) -> Result<(), Rejection> {
+        let access = &self.config.access;
+        if event.kind == Kind::VANISH {
+            return Ok(());
+        }
+        if access.auth_required_to_write && sender.keys.is_empty() {
+            return Err(Rejection::AuthRequired);
+        }
+        let (proven, needed) = (pow::proven(event), access.pow_bits(event.kind.0));
+        if proven < needed.into() {
+            return Err(Rejection::TooLittleWork { proven, needed, kind: event.kind });
+        }
+        Ok(())
+    }
+
+    fn check_policy(&self, event: &Event, sender: &Sender, now: u64) -> Result<(), Rejection> {
         if event.kind == Kind::CLIENT_AUTH {
             return Err(Rejection::ClientAuth);
         }
@@ -207,7 +243,7 @@ impl Ingest {
             return Err(Rejection::Expired);
         }
         if event.is_protected() {
-            return Err(Rejection::Protected);
+            check_author_publishes(event, sender)?;
         }
         if matches!(event.kind, Kind::REPOST | Kind::GENERIC_REPOST) && embeds_protected(&event.content) {
             return Err(Rejection::RepostOfProtected);
@@ -226,6 +262,16 @@ impl Ingest {
             tracing::error!(%error, "the store cannot tell whether it has an event");
             Rejection::StoreUnreadable
         })
+    }
+}
+
+/// A protected event (NIP-70) comes in only from a client that has authenticated as its author.
+fn check_author_publishes(event: &Event, sender: &Sender) -> Result<(), Rejection> {
+    match sender.source {
+        Source::Client if sender.keys.contains(&event.pubkey) => Ok(()),
+        Source::Client if sender.keys.is_empty() => Err(Rejection::ProtectedNeedsAuth),
+        Source::Client => Err(Rejection::ProtectedForeign),
+        Source::Import => Err(Rejection::ProtectedImport),
     }
 }
 
@@ -295,7 +341,7 @@ mod tests {
         let import = |event| ingest().check(event, &Sender::import(), NOW).map(drop);
         assert_eq!(import(author.event(1, NOW * 1_000, &[] as &[Vec<&str>], "")), Ok(()));
         assert_eq!(import(author.event(1, 0, &[] as &[Vec<&str>], "")), Ok(()));
-        assert_eq!(import(author.event(1, 0, &[vec!["-"]], "")), Err(Rejection::Protected));
+        assert_eq!(import(author.event(1, 0, &[vec!["-"]], "")), Err(Rejection::ProtectedImport));
     }
 
     /// Kind 22242 goes nowhere (T33); protected events and reposts that carry one are refused (T38).
@@ -319,7 +365,13 @@ mod tests {
             assert_eq!(verdict(author.event(kind, NOW, none, "not JSON")), Ok(()));
         }
         assert_eq!(verdict(author.event(1, NOW, none, &json(&protected))), Ok(()), "only reposts are looked into");
-        assert_eq!(verdict(protected), Err(Rejection::Protected));
+        assert_eq!(verdict(protected.clone()), Err(Rejection::ProtectedNeedsAuth));
+        let proven = |authors: &[u8]| {
+            let keys = authors.iter().map(|author| Author::new(*author).note(NOW, "").pubkey).collect();
+            ingest.check(protected.clone(), &Sender::client([192, 0, 2, 1].into(), keys), NOW).map(drop)
+        };
+        assert_eq!(proven(&[2]), Err(Rejection::ProtectedForeign));
+        assert_eq!(proven(&[2, 1]), Ok(()));
     }
 
     /// Past its expiration, in that very second too, an event is refused; an unreadable value is none (T31).

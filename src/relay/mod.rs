@@ -27,8 +27,9 @@ use policy::{Policy, admin};
 use query::{Job, Queries};
 use writer::{Submission, Writer};
 
+use crate::auth::Gate;
 use crate::config::Config;
-use crate::protocol::{Event, Filter, Verified};
+use crate::protocol::{Event, Filter, Verified, Visibility};
 use crate::store::compact::CompactReport;
 use crate::store::{Store, StoreError, StoreStats};
 
@@ -44,6 +45,7 @@ pub struct Relay {
     store: Arc<dyn Store>,
     clock: Clock,
     policy: Arc<Policy>,
+    gate: Arc<Gate>,
     ingest: Ingest,
     fanout: Arc<Fanout>,
     writer: Writer,
@@ -74,7 +76,8 @@ impl Relay {
     pub fn start(config: Arc<Config>, store: Arc<dyn Store>, clock: Clock) -> Result<Relay, StartError> {
         // A batch of nothing tells where the stored events end.
         let readable = store.apply(&[], clock.now())?.end;
-        let fanout = Arc::new(Fanout::new(readable));
+        let gate = Arc::new(Gate::new(&config));
+        let fanout = Arc::new(Fanout::new(readable, gate.private().clone()));
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let queries = Queries::start(store.clone(), &config.limits, config.limits.query_threads_on(cores))?;
         let policy = Arc::new(Policy::open(config.clone(), store.clone())?);
@@ -83,7 +86,7 @@ impl Relay {
         let maintenance = Maintenance::start(store.clone(), &config.storage)?;
         let ingest = Ingest::new(config.clone(), store.clone(), policy.clone());
         let connections = AtomicU64::new(0);
-        Ok(Relay { config, store, clock, policy, ingest, fanout, writer, queries, maintenance, connections })
+        Ok(Relay { config, store, clock, policy, gate, ingest, fanout, writer, queries, maintenance, connections })
     }
 
     /// The settings.
@@ -99,6 +102,16 @@ impl Relay {
     /// Calls a management method; `answer` gets the end of it, from another thread. A stopping relay drops it.
     pub fn manage(&self, call: admin::Call, answer: impl FnOnce(admin::Answer) + Send + 'static) {
         self.writer.enqueue(admin::chore(self.policy.clone(), call, answer));
+    }
+
+    /// Who may read what.
+    pub fn gate(&self) -> &Arc<Gate> {
+        &self.gate
+    }
+
+    /// Seconds since 1970.
+    pub fn now(&self) -> u64 {
+        self.clock.now()
     }
 
     /// The outbox of a new connection.
@@ -121,15 +134,22 @@ impl Relay {
     }
 
     /// Opens a subscription: its stored events come in pages, then live ones follow. Live events that arrive between
-    /// the pages belong after the end of the stored ones.
-    pub fn subscribe(&self, outbox: &Arc<Outbox>, serial: Serial, filters: Vec<Filter>) {
-        let before = self.fanout.subscribe(outbox, serial, &filters);
-        self.queries.begin(Job::rows(outbox, serial, filters, &self.config.limits, before, self.clock.now()));
+    /// the pages belong after the end of the stored ones. Only events that the reader may see.
+    pub fn subscribe(&self, outbox: &Arc<Outbox>, serial: Serial, filters: Vec<Filter>, visible: Visibility) {
+        let before = self.fanout.subscribe(outbox, serial, &filters, visible.clone());
+        let now = self.clock.now();
+        self.queries.begin(Job::rows(outbox, serial, filters, &self.config.limits, before, visible, now));
+    }
+
+    /// From now on these subscriptions get live events that a reader may see who has authenticated meanwhile. Stored ones
+    /// that were hidden from them are for a new REQ.
+    pub fn widen(&self, outbox: &Outbox, serials: impl Iterator<Item = Serial>, visible: &Visibility) {
+        serials.for_each(|serial| self.fanout.set_visible(outbox, serial, visible.clone()));
     }
 
     /// Counts stored events; the answer comes in a page without rows.
-    pub fn count(&self, outbox: &Arc<Outbox>, serial: Serial, filters: Vec<Filter>) {
-        self.queries.begin(Job::count(outbox, serial, filters, self.clock.now()));
+    pub fn count(&self, outbox: &Arc<Outbox>, serial: Serial, filters: Vec<Filter>, visible: Visibility) {
+        self.queries.begin(Job::count(outbox, serial, filters, visible, self.clock.now()));
     }
 
     /// Compacts the store on the calling thread; see [`Maintenance::compact`].

@@ -95,30 +95,24 @@ impl Job {
         filters: Vec<Filter>,
         limits: &Limits,
         before: Position,
+        visible: Visibility,
         now: u64,
     ) -> Job {
         let unasked = filters.iter().any(|filter| filter.limit == Some(0) && !filter.matches_nothing());
         let wanted = filters.into_iter().map(|filter| wanted(filter, limits)).filter(|wanted| wanted.limit > 0);
-        Job::new(outbox, serial, Task::Rows { unasked }, wanted, Some(before), now)
+        let query = Query { wanted: asked(wanted), now, before: Some(before), visible };
+        Job::new(outbox, serial, Task::Rows { unasked }, query)
     }
 
     /// The number of stored events for a COUNT; limits play no part.
-    pub fn count(outbox: &Arc<Outbox>, serial: Serial, filters: Vec<Filter>, now: u64) -> Job {
+    pub fn count(outbox: &Arc<Outbox>, serial: Serial, filters: Vec<Filter>, visible: Visibility, now: u64) -> Job {
         let wanted = filters.into_iter().map(|filter| Wanted { filter, limit: usize::MAX, whole_seconds: false });
-        Job::new(outbox, serial, Task::Count { so_far: 0 }, wanted, None, now)
+        let query = Query { wanted: asked(wanted), now, before: None, visible };
+        Job::new(outbox, serial, Task::Count { so_far: 0 }, query)
     }
 
-    fn new(
-        outbox: &Arc<Outbox>,
-        serial: Serial,
-        task: Task,
-        wanted: impl Iterator<Item = Wanted>,
-        before: Option<Position>,
-        now: u64,
-    ) -> Job {
-        let wanted = wanted.filter(|wanted| !wanted.filter.matches_nothing()).collect();
-        let stage = Stage::New(Query { wanted, now, before, visible: Visibility::everything() });
-        Job { serial, outbox: outbox.clone(), task, stage, worked: Duration::ZERO }
+    fn new(outbox: &Arc<Outbox>, serial: Serial, task: Task, query: Query) -> Job {
+        Job { serial, outbox: outbox.clone(), task, stage: Stage::New(query), worked: Duration::ZERO }
     }
 
     fn asks_nothing(&self) -> bool {
@@ -159,6 +153,11 @@ impl Job {
             (Task::Rows { .. }, _) => PageEnd::Eose(EoseHint::Unknown),
         }
     }
+}
+
+/// Without those that ask for nothing.
+fn asked(wanted: impl Iterator<Item = Wanted>) -> Vec<Wanted> {
+    wanted.filter(|wanted| !wanted.filter.matches_nothing()).collect()
 }
 
 /// The limit of a filter: the client's, within the relay's. Only where the relay cuts does it go on to the end of
@@ -324,6 +323,10 @@ mod tests {
     use crate::store::memory::MemoryStore;
     use crate::store::{Applied, Removal, StoreStats};
 
+    fn everything() -> Visibility {
+        Visibility::everything()
+    }
+
     fn limits() -> Limits {
         let mut limits = Config::default().limits;
         (limits.limit_default, limits.limit_max) = (4, 6);
@@ -353,7 +356,7 @@ mod tests {
     fn ask(store: Arc<dyn Store>, json: &[&str]) -> (Vec<u64>, EoseHint) {
         let queries = Queries::start(store, &limits(), 1).unwrap();
         let outbox = Outbox::new(1, 1 << 20);
-        queries.begin(Job::rows(&outbox, 1, filters(json), &limits(), Position(u64::MAX), NOW));
+        queries.begin(Job::rows(&outbox, 1, filters(json), &limits(), Position(u64::MAX), everything(), NOW));
         let mut times = Vec::new();
         loop {
             let page = page(&outbox);
@@ -396,7 +399,15 @@ mod tests {
         let store = store(0..6, &"x".repeat(30_000));
         let queries = Queries::start(store, &limits(), 2).unwrap();
         let outbox = Outbox::new(1, 1 << 20);
-        queries.begin(Job::rows(&outbox, 1, filters(&[r#"{"limit":6}"#]), &limits(), Position(u64::MAX), NOW));
+        queries.begin(Job::rows(
+            &outbox,
+            1,
+            filters(&[r#"{"limit":6}"#]),
+            &limits(),
+            Position(u64::MAX),
+            everything(),
+            NOW,
+        ));
         let mut sizes = Vec::new();
         loop {
             let page = page(&outbox);
@@ -417,9 +428,9 @@ mod tests {
     fn t39_count() {
         let queries = Queries::start(store(0..9, ""), &limits(), 1).unwrap();
         let outbox = Outbox::new(1, 1 << 20);
-        queries.begin(Job::count(&outbox, 1, filters(&["{}", r#"{"kinds":[1],"limit":1}"#]), NOW));
+        queries.begin(Job::count(&outbox, 1, filters(&["{}", r#"{"kinds":[1],"limit":1}"#]), everything(), NOW));
         assert!(matches!(page(&outbox).end, PageEnd::Count { count: 9, approximate: false }));
-        queries.begin(Job::count(&outbox, 2, filters(&[r#"{"kinds":[]}"#]), NOW));
+        queries.begin(Job::count(&outbox, 2, filters(&[r#"{"kinds":[]}"#]), everything(), NOW));
         assert!(matches!(page(&outbox).end, PageEnd::Count { count: 0, approximate: false }));
     }
 
@@ -485,10 +496,10 @@ mod tests {
         for panics in [false, true] {
             let queries = Queries::start(Arc::new(Stuck { panics }), &limits, 1).unwrap();
             let outbox = Outbox::new(1, 1 << 20);
-            queries.begin(Job::rows(&outbox, 1, filters(&["{}"]), &limits, Position(0), NOW));
+            queries.begin(Job::rows(&outbox, 1, filters(&["{}"]), &limits, Position(0), everything(), NOW));
             let expected = if panics { READ_ERROR } else { "error: the query took too long; narrow it" };
             assert!(matches!(page(&outbox).end, PageEnd::Failed(text) if text == expected));
-            queries.begin(Job::count(&outbox, 2, filters(&["{}"]), NOW));
+            queries.begin(Job::count(&outbox, 2, filters(&["{}"]), everything(), NOW));
             assert!(matches!(page(&outbox).end, PageEnd::Count { count: 1.., approximate: true }));
         }
     }
@@ -497,7 +508,7 @@ mod tests {
     #[test]
     fn resumed_queries_have_their_turn() {
         let outbox = Outbox::new(1, 1 << 20);
-        let job = |serial| Job::count(&outbox, serial, Vec::new(), NOW);
+        let job = |serial| Job::count(&outbox, serial, Vec::new(), everything(), NOW);
         let mut queue = RunQueue::default();
         queue.resumed.push_back(job(100));
         (0..20).for_each(|serial| queue.new.push_back(job(serial)));

@@ -402,8 +402,8 @@ mod tests {
 
     use super::*;
     use crate::config::Config;
-    use crate::protocol::Filter;
     use crate::protocol::testing::{Author, NOW};
+    use crate::protocol::{Filter, Visibility};
     use crate::relay::outbox::tests::next;
     use crate::store::memory::MemoryStore;
     use std::sync::atomic::AtomicU64;
@@ -419,7 +419,7 @@ mod tests {
         let mut settings = Config::default().storage;
         change(&mut settings);
         let store = MemoryStore::new();
-        let fanout = Arc::new(Fanout::new(Position(0)));
+        let fanout = Arc::new(Fanout::new(Position(0), Arc::default()));
         let clock = Clock::manual(Arc::new(AtomicU64::new(NOW)));
         let shared: Arc<dyn Store> = Arc::new(store.clone());
         let policy = Arc::new(Policy::open(Arc::new(Config::default()), shared.clone()).unwrap());
@@ -450,7 +450,7 @@ mod tests {
     fn t32_stored_and_ephemeral_take_the_same_way() {
         let room = room(|_| {});
         let listener = Outbox::new(2, 1 << 20);
-        room.fanout.subscribe(&listener, 5, &[Filter::default()]);
+        room.fanout.subscribe(&listener, 5, &[Filter::default()], Visibility::everything());
         let author = Author::new(1);
         room.submit(author.event(1, NOW, NO_TAGS, "kept"));
         assert!(room.answer().ends_with(",true,\"\"]"));

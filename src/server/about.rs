@@ -1,11 +1,11 @@
 //! What the relay tells about itself: the relay information document (NIP-11) and the page for browsers.
 
-use crate::config::{Config, Limits};
+use crate::config::Config;
 use crate::protocol::relay_info::{Limitation, RelayInfo};
 use crate::protocol::subscription::SUBSCRIPTION_ID_CHARS_MAX;
 
 /// NIPs that the relay implements; those that only concern clients are not listed.
-const SUPPORTED_NIPS: [u16; 9] = [1, 2, 9, 11, 40, 45, 62, 67, 70];
+const SUPPORTED_NIPS: [u16; 13] = [1, 2, 9, 11, 13, 17, 40, 42, 45, 59, 62, 67, 70];
 
 /// The relay information document for these settings.
 pub fn relay_info(config: &Config) -> RelayInfo {
@@ -21,11 +21,12 @@ pub fn relay_info(config: &Config) -> RelayInfo {
         software: env!("CARGO_PKG_REPOSITORY").to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         terms_of_service: info.terms_of_service.clone(),
-        limitation: limitation(&config.limits),
+        limitation: limitation(config),
     }
 }
 
-fn limitation(limits: &Limits) -> Limitation {
+fn limitation(config: &Config) -> Limitation {
+    let Config { limits, access, .. } = config;
     let behind_secs = limits.created_at_behind_secs_max;
     Limitation {
         max_message_length: limits.frame_bytes_max as u64,
@@ -34,10 +35,10 @@ fn limitation(limits: &Limits) -> Limitation {
         max_subid_length: SUBSCRIPTION_ID_CHARS_MAX as u64,
         max_event_tags: limits.event_tags_max as u64,
         max_content_length: limits.content_chars_max as u64,
-        min_pow_difficulty: 0,
-        auth_required: false,
+        min_pow_difficulty: access.pow_min,
+        auth_required: access.auth_required_to_read && access.auth_required_to_write,
         payment_required: false,
-        restricted_writes: false,
+        restricted_writes: access.pow_min > 0 || access.auth_required_to_write,
         created_at_lower_limit: (behind_secs > 0).then_some(behind_secs),
         created_at_upper_limit: Some(limits.created_at_ahead_secs_max),
         default_limit: limits.limit_default as u64,

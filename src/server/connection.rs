@@ -11,9 +11,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::Stream;
-use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::error::{CapacityError, Error as WsError};
@@ -21,9 +19,12 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{Message, Role, WebSocketConfig};
 
 use super::frames::Frames;
+use super::http::Shaken;
 use super::idle::{Idle, Patience};
 use super::peer::{Action, Peer};
+use super::places::Place;
 use super::wire::Wire;
+use crate::auth::{Challenge, Session};
 use crate::protocol::{Event, message};
 use crate::relay::Relay;
 use crate::relay::ingest::Sender;
@@ -44,7 +45,10 @@ const LINGER: Duration = Duration::from_secs(1);
 pub struct Connection {
     relay: Arc<Relay>,
     outbox: Arc<Outbox>,
+    /// The client's address.
     ip: IpAddr,
+    /// What a trusted proxy's client takes of the places of its address.
+    _place: Place,
     socket: WebSocketStream<Wire>,
     peer: Peer,
     idle: Idle,
@@ -82,8 +86,8 @@ enum End {
 }
 
 impl Connection {
-    /// A connection on a socket that has shaken hands; `read` is what the client at `ip` sent after that.
-    pub async fn new(relay: Arc<Relay>, outbox: Arc<Outbox>, socket: TcpStream, read: Bytes, ip: IpAddr) -> Connection {
+    /// A connection on a socket that has shaken hands.
+    pub async fn new(relay: Arc<Relay>, outbox: Arc<Outbox>, shaken: Shaken) -> Connection {
         let limits = &relay.config().limits;
         let settings = WebSocketConfig::default()
             .read_buffer_size(READ_BUFFER_BYTES)
@@ -92,13 +96,16 @@ impl Connection {
             .max_frame_size(Some(limits.frame_bytes_max));
         let idle = Idle::new(limits.idle_ping(), limits.idle_timeout(), Instant::now());
         let timer = Box::pin(tokio::time::sleep_until(idle.next()));
-        let peer = Peer::new(relay.config().clone());
-        let wire = Wire::new(socket);
-        let socket = WebSocketStream::from_partially_read(wire, read.into(), Role::Server, Some(settings)).await;
+        let session = Session::new(Challenge::new(secp256k1::rand::random()), shaken.reached);
+        let peer = Peer::new(relay.config().clone(), relay.gate().clone(), session);
+        let mut wire = Wire::new(shaken.socket);
+        wire.frames.text(&peer.greeting());
+        let socket = WebSocketStream::from_partially_read(wire, shaken.read.into(), Role::Server, Some(settings)).await;
         Connection {
             relay,
             outbox,
-            ip,
+            ip: shaken.ip,
+            _place: shaken.forwarded,
             socket,
             peer,
             idle,
@@ -246,11 +253,12 @@ impl Connection {
                 self.unsubscribe(ended);
             }
             Action::Publish(event) => self.publish(*event),
+            Action::Authenticate(event) => self.authenticate(*event),
             Action::Subscribe { serial, filters, replaced } => {
                 self.unsubscribe(replaced);
-                self.relay.subscribe(&self.outbox, serial, filters);
+                self.relay.subscribe(&self.outbox, serial, filters, self.peer.visible());
             }
-            Action::Count { serial, filters } => self.relay.count(&self.outbox, serial, filters),
+            Action::Count { serial, filters } => self.relay.count(&self.outbox, serial, filters, self.peer.visible()),
             Action::Unsubscribe(serial) => self.unsubscribe(Some(serial)),
         }
     }
@@ -261,9 +269,15 @@ impl Connection {
         }
     }
 
+    fn authenticate(&mut self, event: Event) {
+        let answer = self.peer.authenticate(event, self.relay.now());
+        self.frames().text(&answer);
+        self.relay.widen(&self.outbox, self.peer.serials(), &self.peer.visible());
+    }
+
     fn publish(&mut self, event: Event) {
         let id = event.id;
-        let sender = Sender::client(self.ip, Arc::default());
+        let sender = Sender::client(self.ip, self.peer.keys().clone());
         match self.relay.check(event, &sender) {
             Ok(event) => self.submission = Some(Box::new(Submission { event, reply: self.outbox.clone() })),
             Err(rejection) => {

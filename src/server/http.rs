@@ -21,6 +21,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use super::about;
 use super::places::{Place, Places};
+use crate::auth::Authority;
 use crate::config::Config;
 use crate::protocol::relay_info::RelayInfo;
 
@@ -46,12 +47,22 @@ pub struct Shaken {
     pub read: Bytes,
     /// The client's address: the peer's, or what a trusted proxy says.
     pub ip: IpAddr,
+    /// The local name under which the client has reached the relay; `None` for a public one.
+    pub reached: Option<Authority>,
     /// Place of the client behind a trusted proxy; to be held as long as the connection.
     pub forwarded: Place,
 }
 
 /// Where the answer to an upgrade leaves what the connection goes on with.
-type Slot = Mutex<Option<(OnUpgrade, IpAddr, Place)>>;
+type Slot = Mutex<Option<Upgrading>>;
+
+/// What is known of a connection while it changes to WebSocket.
+struct Upgrading {
+    upgrade: OnUpgrade,
+    ip: IpAddr,
+    reached: Option<Authority>,
+    forwarded: Place,
+}
 
 impl Http {
     /// Prepares the answers.
@@ -87,9 +98,10 @@ impl Http {
             tracing::debug!(%error, "no HTTP");
             return None;
         }
-        let (upgrade, ip, forwarded) = slot.into_inner().unwrap_or_else(PoisonError::into_inner)?;
+        let Upgrading { upgrade, ip, reached, forwarded } =
+            slot.into_inner().unwrap_or_else(PoisonError::into_inner)?;
         let parts = upgrade.await.ok()?.downcast::<TokioIo<TcpStream>>().ok()?;
-        Some(Shaken { socket: parts.io.into_inner(), read: parts.read_buf, ip, forwarded })
+        Some(Shaken { socket: parts.io.into_inner(), read: parts.read_buf, ip, reached, forwarded })
     }
 
     fn answer(&self, request: Request<Incoming>, peer: IpAddr, slot: &Slot) -> Response<Full<Bytes>> {
@@ -138,9 +150,12 @@ impl Http {
         let Some(place) = place else {
             return text(StatusCode::TOO_MANY_REQUESTS, "too many connections from your address\n");
         };
+        let ip = forwarded.unwrap_or(peer).to_canonical();
+        let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
+        let reached = host.and_then(|host| Authority::guess(host, ip));
         let upgrade = hyper::upgrade::on(&mut request);
         *slot.lock().unwrap_or_else(PoisonError::into_inner) =
-            Some((upgrade, forwarded.unwrap_or(peer).to_canonical(), place));
+            Some(Upgrading { upgrade, ip, reached, forwarded: place });
         let mut response = Response::new(Full::default());
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         let headers = response.headers_mut();

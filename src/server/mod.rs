@@ -175,8 +175,8 @@ async fn serve(
         outbox.stop();
     }
     drop(stopping);
-    let _places = (place, shaken.forwarded);
-    let mut connection = Connection::new(shared.relay.clone(), outbox, shaken.socket, shaken.read, shaken.ip).await;
+    let _place = place;
+    let mut connection = Connection::new(shared.relay.clone(), outbox, shaken).await;
     connection.run().await;
 }
 

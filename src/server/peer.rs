@@ -8,9 +8,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::frames::Frames;
+use crate::auth::{Gate, Session};
 use crate::config::{Config, Limits};
 use crate::protocol::message::{self, ClientMessage, EoseHint, Refusal};
-use crate::protocol::{Event, Filter, SubscriptionId};
+use crate::protocol::{Event, Filter, PublicKey, SubscriptionId, Visibility};
 use crate::relay::outbox::Serial;
 use crate::relay::query::{Job, Page, PageEnd};
 
@@ -28,6 +29,8 @@ pub enum Action {
     },
     /// Take the event in; [`Peer::answered`] once its `OK` is sent.
     Publish(Box<Event>),
+    /// Let [`Peer::authenticate`] judge this `AUTH` event.
+    Authenticate(Box<Event>),
     /// Open a subscription.
     Subscribe {
         /// Its number.
@@ -64,6 +67,8 @@ pub struct TooSlow;
 /// One client, as the relay knows it.
 pub struct Peer {
     config: Arc<Config>,
+    gate: Arc<Gate>,
+    session: Session,
     /// Ascending serials.
     subscriptions: Vec<Subscription>,
     /// Questions that wait for their answer; they take no subscription's place.
@@ -90,9 +95,11 @@ struct Subscription {
 
 impl Peer {
     /// A client that has just connected.
-    pub fn new(config: Arc<Config>) -> Self {
+    pub fn new(config: Arc<Config>, gate: Arc<Gate>, session: Session) -> Self {
         Peer {
             config,
+            gate,
+            session,
             subscriptions: Vec::new(),
             counts: Vec::new(),
             next_serial: 0,
@@ -100,6 +107,30 @@ impl Peer {
             queries: 0,
             held: None,
             held_live_bytes: 0,
+        }
+    }
+
+    /// The first message: the challenge that the client may sign at any time (NIP-42).
+    pub fn greeting(&self) -> String {
+        message::auth(&self.session.challenge().text())
+    }
+
+    /// The keys that the client has proven.
+    pub fn keys(&self) -> &Arc<[PublicKey]> {
+        self.session.keys()
+    }
+
+    /// What the client may see.
+    pub fn visible(&self) -> Visibility {
+        self.gate.visible_to(self.session.keys())
+    }
+
+    /// Judges an `AUTH` event; the `OK` for it. `now` is in seconds since 1970.
+    pub fn authenticate(&mut self, event: Event, now: u64) -> String {
+        let id = event.id;
+        match self.session.authenticate(event, self.gate.own(), now) {
+            Ok(()) => message::ok(&id, true, ""),
+            Err(error) => message::ok(&id, false, &error.to_string()),
         }
     }
 
@@ -165,10 +196,7 @@ impl Peer {
             ClientMessage::Req(id, filters) => self.subscribe(id, filters),
             ClientMessage::Count(id, filters) => self.count(id, filters),
             ClientMessage::Close(id) => self.close(&id).map_or(Action::Nothing, Action::Unsubscribe),
-            ClientMessage::Auth(event) => {
-                let text = message::ok(&event.id, false, "error: this relay does not do NIP-42 authentication");
-                Action::Answer { text, ended: None }
-            }
+            ClientMessage::Auth(event) => Action::Authenticate(event),
         }
     }
 
@@ -233,7 +261,7 @@ impl Peer {
         if item_count(filters) > limits.filter_values_max {
             return Some(format!("error: at most {} values in all filters are accepted", limits.filter_values_max));
         }
-        None
+        self.gate.refuse(filters, self.session.keys()).map(str::to_owned)
     }
 
     fn subscription_problem(&self, filters: &[Filter]) -> Option<String> {
@@ -332,6 +360,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
+    use crate::auth::{Authority, Challenge};
     use crate::protocol::EventId;
     use crate::protocol::testing::{Author, NOW};
     use crate::server::frames::tests::read;
@@ -340,7 +369,8 @@ mod tests {
     fn peer(change: impl FnOnce(&mut Limits)) -> Peer {
         let mut config = Config::default();
         change(&mut config.limits);
-        Peer::new(Arc::new(config))
+        let gate = Arc::new(Gate::new(&config));
+        Peer::new(Arc::new(config), gate, Session::new(Challenge::new([7; 16]), Authority::parse("localhost:7777")))
     }
 
     fn event_message() -> String {
@@ -510,11 +540,22 @@ mod tests {
         assert_eq!(peer.serials().count(), 0);
     }
 
-    /// AUTH is answered; authentication is not done here.
+    /// The flow of NIP-42: a challenge, a refusal, a proof, an answer; a proof of the wrong kind is refused.
     #[test]
-    fn auth_is_refused() {
-        let answer = peer(|_| {}).receive(&event_message().replacen("EVENT", "AUTH", 1));
-        let expected = format!("[\"OK\",\"{}\",false,\"error: this relay does not do", Author::new(1).note(NOW, "").id);
-        assert_eq!(refused(answer, &expected), None);
+    fn authentication_opens_what_was_refused() {
+        let mut peer = peer(|_| {});
+        assert_eq!(peer.greeting(), format!("[\"AUTH\",\"{}\"]", "07".repeat(16)));
+        let inbox = r#"["REQ","a",{"kinds":[1059]}]"#;
+        assert_eq!(refused(peer.receive(inbox), "[\"CLOSED\",\"a\",\"auth-required: "), None);
+        refused(peer.receive(&inbox.replace("REQ", "COUNT")), "[\"CLOSED\",\"a\",\"auth-required: ");
+        let Action::Authenticate(note) = peer.receive(&event_message().replacen("EVENT", "AUTH", 1)) else {
+            panic!("AUTH is for the session");
+        };
+        assert!(peer.authenticate(*note, NOW).contains(",false,\"invalid: an AUTH event has kind 22242, not 1\""));
+        let tags = [vec!["relay", "ws://localhost:7777"], vec!["challenge", "07070707070707070707070707070707"]];
+        let proof = Author::new(1).event(22_242, NOW, &tags, "");
+        assert_eq!(peer.authenticate(proof.clone(), NOW), message::ok(&proof.id, true, ""));
+        assert_eq!(peer.keys()[..], [proof.pubkey]);
+        serial_of(peer.receive(inbox));
     }
 }

@@ -56,6 +56,21 @@ async fn limits_are_announced_and_kept() {
     }
 }
 
+/// Authentication is announced as required where nothing works without it (NIP-42).
+#[tokio::test]
+async fn required_authentication_is_announced() {
+    for (read, write) in [(true, true), (true, false), (false, true)] {
+        let relay = Relay::with(|config| {
+            config.access.auth_required_to_read = read;
+            config.access.auth_required_to_write = write;
+        })
+        .await;
+        let response = request(relay.addr(), "GET / HTTP/1.1", &[ACCEPT]).await;
+        let info: Value = serde_json::from_str(&response.body).unwrap();
+        assert_eq!(info["limitation"]["auth_required"], json!(read && write));
+    }
+}
+
 /// The NIPs of this relay are listed in order, each once, and those of this issue are among them.
 #[tokio::test]
 async fn supported_nips_are_listed() {
@@ -64,7 +79,7 @@ async fn supported_nips_are_listed() {
     let info: Value = serde_json::from_str(&response.body).unwrap();
     let nips: Vec<u64> = info["supported_nips"].as_array().unwrap().iter().map(|nip| nip.as_u64().unwrap()).collect();
     assert!(nips.is_sorted_by(|a, b| a < b), "{nips:?}");
-    for nip in [1, 2, 9, 11, 40, 45, 62, 67, 70] {
+    for nip in [1, 2, 9, 11, 13, 17, 40, 42, 45, 59, 62, 67, 70] {
         assert!(nips.contains(&nip), "NIP-{nip} is not in {nips:?}");
     }
     assert_eq!(info["version"], env!("CARGO_PKG_VERSION"));

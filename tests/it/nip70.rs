@@ -1,4 +1,4 @@
-//! NIP-70, protected events: without authentication nobody is their author, so they are refused.
+//! NIP-70, protected events: only their authenticated author publishes them, and nobody carries them along in a repost.
 
 use serde_json::json;
 
@@ -16,12 +16,30 @@ async fn protected_events_are_refused() {
     {
         let (accepted, text) = client.publish(&protected).await;
         assert!(!accepted, "{text}");
-        assert!(text.starts_with("auth-required: ") || text.starts_with("blocked: "), "{text}");
+        assert!(text.starts_with("auth-required: "), "{text}");
     }
     let free = keys.draft(1, NOW).tag(["t", "-"]).tag(["--"]).sign();
     client.store(&free).await;
     assert_eq!(reader.live_before("live", &free.id.to_hex()).await, ids([]));
     assert_eq!(client.query_ids(json!({})).await, ids([&free]));
+}
+
+/// Its author may publish it after authentication, and nobody else; then it is an event like others (T38).
+#[tokio::test]
+async fn t38_only_the_authenticated_author_publishes() {
+    let relay = Relay::start().await;
+    let (author, stranger) = (Keys::new(1), Keys::new(2));
+    let protected = author.draft(1, NOW).tag(["-"]).sign();
+    let mut client = relay.client().await;
+    client.prove(&stranger).await;
+    let (accepted, text) = client.publish(&protected).await;
+    assert!(!accepted && text.starts_with("restricted: "), "{text}");
+    client.prove(&author).await;
+    client.store(&protected).await;
+    let mut reader = relay.client().await;
+    assert_eq!(reader.query_ids(json!({})).await, ids([&protected]));
+    let (accepted, text) = reader.publish(&protected).await;
+    assert!(!accepted && text.starts_with("auth-required: "), "{text}");
 }
 
 /// A repost that carries a protected event inside would leak it.

@@ -108,6 +108,7 @@ async fn real_events_over_the_socket() {
     let relay = Relay::with(|config| {
         config.limits.created_at_ahead_secs_max = u64::from(u32::MAX);
         config.limits.limit_max = 100_000;
+        config.access.private_kinds.clear();
     })
     .await;
     let mut client = relay.client().await;

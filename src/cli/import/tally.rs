@@ -112,16 +112,8 @@ impl From<&Rejection> for Outcome {
                 Outcome::TooLarge
             }
             Rejection::Expired => Outcome::Expired,
-            Rejection::TooFarAhead { .. }
-            | Rejection::TooFarBehind { .. }
-            | Rejection::ClientAuth
-            | Rejection::Protected
-            | Rejection::RepostOfProtected
-            | Rejection::VanishElsewhere
-            | Rejection::NotKept
-            | Rejection::QuotaUsedUp
-            | Rejection::Policy(_)
-            | Rejection::StoreUnreadable => Outcome::Refused,
+            // Whatever the relay has against it: its policy, the NIPs on who may publish, want of room.
+            _ => Outcome::Refused,
         }
     }
 }

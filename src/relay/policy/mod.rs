@@ -31,8 +31,7 @@ use settings::{Settings, WrongKey};
 use trust::Trust;
 
 use super::ingest::{Sender, Source};
-use crate::config::Config;
-use crate::config::access::Writers;
+use crate::config::{Config, Writers};
 use crate::protocol::{Event, Kind, PublicKey};
 use crate::store::{Store, StoreError};
 

@@ -9,8 +9,7 @@ use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::Mutex;
 
-use crate::config::access::Access;
-use crate::config::subscriber_line;
+use crate::config::{Access, subscriber_line};
 use crate::protocol::PublicKey;
 use crate::relay::lock;
 

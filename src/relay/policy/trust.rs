@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-use crate::config::access;
+use crate::config;
 use crate::protocol::{Event, Filter, Kind, PublicKey};
 use crate::relay::lock;
 use crate::store::{Store, StoreError, for_each_match};
@@ -34,7 +34,7 @@ fn half(key: &PublicKey) -> Half {
 
 impl Trust {
     /// A web that begins at these roots and is not read yet.
-    pub fn new(roots: Vec<PublicKey>, settings: &access::Trust) -> Trust {
+    pub fn new(roots: Vec<PublicKey>, settings: &config::Trust) -> Trust {
         let keys_max = usize::try_from(settings.keys_max).unwrap_or(usize::MAX);
         Trust { roots, depth: settings.depth, keys_max, reached: RwLock::default() }
     }
@@ -189,7 +189,7 @@ mod tests {
     }
 
     fn trust(depth: u64, keys_max: u64) -> Trust {
-        let settings = access::Trust { depth, keys_max, ..Config::default().trust };
+        let settings = config::Trust { depth, keys_max, ..Config::default().trust };
         Trust::new(vec![key(1)], &settings)
     }
 

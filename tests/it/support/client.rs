@@ -13,7 +13,8 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error, Message};
 
-use super::json_of;
+use super::relay::SERVICE_URL;
+use super::{Keys, NOW, json_of};
 
 /// Ends a test that waits for something that does not come. Far above what any answer takes on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -29,6 +30,8 @@ pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
 /// One connection to a relay. Messages that a helper does not wait for are kept for the next one, in order.
 pub struct Client {
     socket: WebSocketStream<TcpStream>,
+    /// What the relay asked to be signed when the connection began (NIP-42).
+    pub challenge: String,
     held: VecDeque<Value>,
 }
 
@@ -49,14 +52,37 @@ impl Stored {
 
 impl Client {
     pub async fn connect(addr: SocketAddr) -> Client {
+        Client::connect_as(addr, &format!("ws://{addr}/")).await
+    }
+
+    /// Connects to `addr` in the belief that it is `url`.
+    pub async fn connect_as(addr: SocketAddr, url: &str) -> Client {
         let stream = soon("the connection", TcpStream::connect(addr)).await.expect("the relay listens");
         stream.set_nodelay(true).expect("a socket option");
         // The tests send frames that are too large on purpose; only the relay's limits are under test.
         let config = WebSocketConfig::default().max_message_size(None).max_frame_size(None);
-        let url = format!("ws://{addr}/");
         let handshake = tokio_tungstenite::client_async_with_config(url, stream, Some(config));
-        let (socket, _) = soon("the handshake", handshake).await.expect("the relay speaks WebSocket");
-        Client { socket, held: VecDeque::new() }
+        let (mut socket, _) = soon("the handshake", handshake).await.expect("the relay speaks WebSocket");
+        // A relay that is killed at this moment says nothing; the test will notice.
+        let greeting = match soon("the challenge", socket.next()).await {
+            Some(Ok(Message::Text(text))) => serde_json::from_str(&text).expect("the relay sends JSON"),
+            _ => Value::Null,
+        };
+        assert!(greeting.is_null() || greeting[0] == "AUTH", "the first message is {greeting}");
+        let challenge = greeting[1].as_str().unwrap_or_default().to_owned();
+        Client { socket, challenge, held: VecDeque::new() }
+    }
+
+    /// Sends an AUTH event; the flag and text of its OK.
+    pub async fn auth(&mut self, event: &Event) -> (bool, String) {
+        self.send(format!("[\"AUTH\",{}]", json_of(event))).await;
+        self.ok_for(&event.id.to_hex()).await
+    }
+
+    /// Authenticates with a key, as the relays of these tests are known and at the time that they start with.
+    pub async fn prove(&mut self, keys: &Keys) {
+        let answer = self.auth(&keys.auth(&self.challenge, SERVICE_URL, NOW)).await;
+        assert_eq!(answer, (true, String::new()));
     }
 
     pub async fn send(&mut self, text: impl Into<String>) {

@@ -45,6 +45,11 @@ impl Keys {
         targets.iter().fold(request, |draft, (name, value)| draft.tag([*name, *value])).sign()
     }
 
+    /// A signed answer to a challenge (NIP-42).
+    pub fn auth(&self, challenge: &str, relay: &str, created_at: u64) -> Event {
+        self.draft(22_242, created_at).tag(["relay", relay]).tag(["challenge", challenge]).sign()
+    }
+
     /// `kind:pubkey:d`, as `a` tags name an address of this key.
     pub fn address(&self, kind: u16, d: &str) -> String {
         format!("{kind}:{}:{d}", self.hex())
