@@ -16,6 +16,7 @@ mod store;
 #[cfg(test)]
 mod testing;
 
+pub mod admin;
 pub mod backup;
 pub mod compact;
 pub mod count;
@@ -86,6 +87,7 @@ pub enum Command {
     Verify(verify::VerifyArgs),
     Repair(repair::RepairArgs),
     Status(status::StatusArgs),
+    Admin(admin::AdminArgs),
     /// Make or show keys
     #[command(subcommand)]
     Key(key::KeyCommand),
@@ -124,6 +126,7 @@ pub fn run(cli: Cli) -> Result<ExitCode, Error> {
         Command::Verify(_) => verify::run(&config, out),
         Command::Repair(args) => repair::run(&args, &config, out),
         Command::Status(args) => status::run(&args, &config, out),
+        Command::Admin(args) => admin::run(args, config, out),
         Command::Key(_) | Command::Completions(_) => unreachable!("run before the settings were read"),
     }
 }

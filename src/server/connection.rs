@@ -212,6 +212,7 @@ impl Connection {
             Step::Taken(Taken::Some, batch) => batch.into_iter().try_for_each(|message| self.send(message))?,
             Step::Taken(Taken::Overflow, _) => return Err(self.too_slow()),
             Step::Taken(Taken::Stop, _) => self.stopping = true,
+            Step::Taken(Taken::Expelled, _) => return Err(End::ByRelay(CloseCode::Policy, "blocked")),
             Step::Timer => self.check_idle()?,
             Step::Broken(error) => {
                 tracing::debug!(connection = self.outbox.connection, %error, "writing failed");

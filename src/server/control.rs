@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
@@ -19,7 +20,9 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 
-use super::Shared;
+use super::{Shared, admin};
+use crate::relay::policy::admin::Call;
+use crate::relay::policy::methods::Caller;
 use crate::store::StoreStats;
 use crate::store::compact::CompactReport;
 
@@ -29,7 +32,7 @@ pub const FILE: &str = "control.sock";
 /// Connections at a time; more are closed at once.
 const PEERS_MAX: usize = 8;
 /// Bytes of a request line.
-const REQUEST_BYTES_MAX: u64 = 4 * 1024;
+const REQUEST_BYTES_MAX: u64 = 64 * 1024;
 /// From connecting to a complete request line, and for taking one line of an answer.
 const PEER_TIME_MAX: Duration = Duration::from_secs(5);
 /// Time between two lines of progress, which are also the sign of life.
@@ -38,13 +41,20 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 const LAST_ANSWERS_TIME_MAX: Duration = Duration::from_secs(1);
 
 /// What can be asked for, one JSON object on one line: `{"command":"status"}`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
     /// Free what removed events take on the disk, at the pace of a serving relay.
     Compact,
     /// Figures about relay and store.
     Status,
+    /// A call of the management API (NIP-86), by the operator.
+    Manage {
+        /// The method.
+        method: String,
+        /// Its parameters.
+        params: Vec<Value>,
+    },
 }
 
 /// A line of an answer. Any number of `progress`, then one of the others.
@@ -62,6 +72,8 @@ pub enum Answer {
     Report(Option<CompactReport>),
     /// The figures.
     Status(Box<Status>),
+    /// What a management call came to.
+    Result(Value),
     /// Why there is no other answer.
     Error(String),
 }
@@ -162,7 +174,27 @@ async fn serve(socket: UnixStream, shared: Arc<Shared>) -> io::Result<()> {
             let status = tokio::task::spawn_blocking(move || shared.status()).await.map_err(io::Error::other)?;
             answer(&mut write, &Answer::Status(Box::new(status))).await
         }
+        Request::Manage { method, params } => {
+            manage(&mut write, shared, Call { caller: Caller::Operator, method, params }).await
+        }
     }
+}
+
+/// Carries out a management call, with signs of life: a ban may have much to remove.
+async fn manage(write: &mut OwnedWriteHalf, shared: Arc<Shared>, call: Call) -> io::Result<()> {
+    let mut work = tokio::spawn(async move { admin::manage(&shared.relay, &shared.open, call).await });
+    let mut every = tokio::time::interval(PROGRESS_EVERY);
+    let last = loop {
+        tokio::select! {
+            result = &mut work => match result.map_err(io::Error::other)? {
+                Some(Ok(result)) => break Answer::Result(result),
+                Some(Err(problem)) => break Answer::Error(problem),
+                None => break Answer::Error("it is stopping".to_owned()),
+            },
+            _ = every.tick() => answer(write, &Answer::Progress { done: 0, total: 0 }).await?,
+        }
+    };
+    answer(write, &last).await
 }
 
 async fn read_request(read: OwnedReadHalf) -> Result<Request, String> {
@@ -266,7 +298,7 @@ mod tests {
     async fn strange_peers_harm_nobody() {
         let dir = tempfile::tempdir().unwrap();
         let server = server(dir.path()).await;
-        for request in [&b"garbage\n"[..], b"{\"command\":\"explode\"}\n", b"\xff\n", &[b'x'; 4 * 1024]] {
+        for request in [&b"garbage\n"[..], b"{\"command\":\"explode\"}\n", b"\xff\n", &[b'x'; 64 * 1024]] {
             let answer = ask(dir.path(), request).await;
             assert!(matches!(serde_json::from_str(&answer), Ok(Answer::Error(_))), "{answer}");
         }

@@ -3,22 +3,23 @@
 //! One task a connection. Nothing here knows how events are stored.
 
 pub mod about;
+pub mod admin;
 pub mod connection;
 pub mod control;
 pub mod frames;
 pub mod http;
 pub mod idle;
+pub mod open;
 pub mod peer;
 pub mod places;
 #[cfg(test)]
 mod tests;
 pub mod wire;
 
-use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
@@ -27,12 +28,12 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
 use crate::config::Config;
-use crate::relay::outbox::Outbox;
 use crate::relay::{Clock, Relay};
 use crate::store::Store;
 use connection::Connection;
 use control::{Control, Status};
 use http::Http;
+use open::Open;
 use places::Place;
 
 /// Pause after the system refused a connection, usually for want of file descriptors.
@@ -54,8 +55,7 @@ struct Shared {
     relay: Arc<Relay>,
     started: Instant,
     http: Http,
-    /// The connections that have shaken hands.
-    open: Mutex<HashMap<u64, Arc<Outbox>>>,
+    open: Arc<Open>,
 }
 
 impl Server {
@@ -67,12 +67,9 @@ impl Server {
         let listener = TcpListener::bind(config.listen).await?;
         let addr = listener.local_addr()?;
         let relay = Relay::start(config.clone(), store, clock).map_err(io::Error::other)?;
-        let shared = Arc::new(Shared {
-            relay: Arc::new(relay),
-            started: Instant::now(),
-            http: Http::new(config),
-            open: Mutex::default(),
-        });
+        let (relay, open) = (Arc::new(relay), Arc::<Open>::default());
+        let http = Http::new(relay.clone(), open.clone());
+        let shared = Arc::new(Shared { relay, started: Instant::now(), http, open });
         let (stop, stopping) = watch::channel(false);
         let accepting = tokio::spawn(accept(listener, shared.clone(), stopping));
         tracing::info!(%addr, "listening");
@@ -105,7 +102,7 @@ impl Server {
         let connections_until = Instant::now() + timeout / 2;
         let _ = self.stop.send(true);
         let mut connections = self.accepting.await.map_err(io::Error::other)?;
-        self.shared.stop_connections();
+        self.shared.open.stop_all();
         let ended = async { while connections.join_next().await.is_some() {} };
         if tokio::time::timeout_at(connections_until, ended).await.is_err() {
             tracing::debug!(connections = connections.len(), "connections cut off");
@@ -170,7 +167,7 @@ async fn serve(
         return;
     };
     let outbox = shared.relay.connect();
-    let _open = shared.enter(&outbox);
+    let _open = shared.open.enter(&outbox, shaken.ip);
     if *stopping.borrow() {
         outbox.stop();
     }
@@ -181,35 +178,12 @@ async fn serve(
 }
 
 impl Shared {
-    fn enter(self: &Arc<Self>, outbox: &Arc<Outbox>) -> Entered {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.insert(outbox.connection, outbox.clone());
-        Entered { connection: outbox.connection, shared: self.clone() }
-    }
-
     fn status(&self) -> Status {
         Status {
             uptime_secs: self.started.elapsed().as_secs(),
-            connections: self.open.lock().unwrap_or_else(PoisonError::into_inner).len(),
+            connections: self.open.len(),
             subscriptions: self.relay.subscriptions(),
             stats: self.relay.stats(),
         }
-    }
-
-    fn stop_connections(&self) {
-        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.values().for_each(|outbox| outbox.stop());
-    }
-}
-
-/// A connection's entry among the open ones.
-struct Entered {
-    connection: u64,
-    shared: Arc<Shared>,
-}
-
-impl Drop for Entered {
-    fn drop(&mut self) {
-        self.shared.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.connection);
     }
 }

@@ -31,6 +31,7 @@ mod nip45;
 mod nip62;
 mod nip67;
 mod nip70;
+mod nip86;
 mod powercut;
 mod real_events;
 mod retention;

@@ -65,6 +65,9 @@ pub enum Refusal {
     /// A request that only makes sense where there are members.
     #[error("restricted: this relay has no members that one could join (NIP-43)")]
     NoMembers,
+    /// A token for an HTTP request (NIP-98), which is a secret for a minute.
+    #[error("invalid: kind 27235 belongs in the header of an HTTP request")]
+    HttpToken,
     /// Only the relay issues invitations.
     #[error("blocked: the relay alone issues its invitations")]
     ForeignInvite,
@@ -150,6 +153,16 @@ impl Policy {
         self.settings.admins.contains(key)
     }
 
+    /// Whether this key may call some method of the management API.
+    pub fn may_manage(&self, key: &PublicKey) -> bool {
+        self.is_admin(key) || self.decided().grants.contains_key(key)
+    }
+
+    /// Whether anybody may call the management API from afar.
+    pub fn has_admins(&self) -> bool {
+        !self.settings.admins.is_empty() || !self.decided().grants.is_empty()
+    }
+
     /// Whether some people may not publish (NIP-11 `restricted_writes`). Bans of single keys are no such rule.
     pub fn restricts_writes(&self) -> bool {
         let access = &self.config.access;
@@ -182,6 +195,9 @@ impl Policy {
         }
         if event.kind == Kind::INVITE && self.key.is_some() {
             return Err(Refusal::ForeignInvite);
+        }
+        if event.kind == Kind::HTTP_AUTH {
+            return Err(Refusal::HttpToken);
         }
         self.check_kind(&decided, event.kind)?;
         if sender.source != Source::Client {

@@ -10,6 +10,8 @@ use sledge::protocol::Event;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::handshake::client::Request;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error, Message};
 
@@ -57,12 +59,24 @@ impl Client {
 
     /// Connects to `addr` in the belief that it is `url`.
     pub async fn connect_as(addr: SocketAddr, url: &str) -> Client {
+        let request = url.into_client_request().expect("a URL");
+        Client::open(addr, request).await.expect("the relay speaks WebSocket")
+    }
+
+    /// Connects as a client of this address behind a proxy that the relay trusts; `None` when it is turned away.
+    pub async fn connect_from(addr: SocketAddr, ip: &str) -> Option<Client> {
+        let mut request = format!("ws://{addr}/").into_client_request().expect("a URL");
+        request.headers_mut().insert("x-forwarded-for", ip.parse().expect("an address is a header's value"));
+        Client::open(addr, request).await.ok()
+    }
+
+    async fn open(addr: SocketAddr, request: Request) -> Result<Client, Error> {
         let stream = soon("the connection", TcpStream::connect(addr)).await.expect("the relay listens");
         stream.set_nodelay(true).expect("a socket option");
         // The tests send frames that are too large on purpose; only the relay's limits are under test.
         let config = WebSocketConfig::default().max_message_size(None).max_frame_size(None);
-        let handshake = tokio_tungstenite::client_async_with_config(url, stream, Some(config));
-        let (mut socket, _) = soon("the handshake", handshake).await.expect("the relay speaks WebSocket");
+        let handshake = tokio_tungstenite::client_async_with_config(request, stream, Some(config));
+        let (mut socket, _) = soon("the handshake", handshake).await?;
         // A relay that is killed at this moment says nothing; the test will notice.
         let greeting = match soon("the challenge", socket.next()).await {
             Some(Ok(Message::Text(text))) => serde_json::from_str(&text).expect("the relay sends JSON"),
@@ -70,7 +84,7 @@ impl Client {
         };
         assert!(greeting.is_null() || greeting[0] == "AUTH", "the first message is {greeting}");
         let challenge = greeting[1].as_str().unwrap_or_default().to_owned();
-        Client { socket, challenge, held: VecDeque::new() }
+        Ok(Client { socket, challenge, held: VecDeque::new() })
     }
 
     /// Sends an AUTH event; the flag and text of its OK.
