@@ -64,6 +64,11 @@ impl Visibility {
         Visibility(Some(Reader { private, keys }))
     }
 
+    /// The keys that the reader has proven.
+    pub fn keys(&self) -> &[PublicKey] {
+        self.0.as_ref().map_or(&[], |reader| &reader.keys)
+    }
+
     /// Whether the reader may see this event.
     pub fn allows(&self, event: &impl Fields) -> bool {
         self.0.as_ref().is_none_or(|reader| !reader.private.covers(event) || is_involved(&reader.keys, event))

@@ -23,6 +23,7 @@ use fanout::Fanout;
 use ingest::{Ingest, Rejection, Sender};
 use maintenance::Maintenance;
 use outbox::{Outbox, Serial};
+use policy::invitations::{self, Question};
 use policy::{Policy, admin};
 use query::{Job, Queries};
 use writer::{Submission, Writer};
@@ -137,8 +138,17 @@ impl Relay {
     /// the pages belong after the end of the stored ones. Only events that the reader may see.
     pub fn subscribe(&self, outbox: &Arc<Outbox>, serial: Serial, filters: Vec<Filter>, visible: Visibility) {
         let before = self.fanout.subscribe(outbox, serial, &filters, visible.clone());
-        let now = self.clock.now();
-        self.queries.begin(Job::rows(outbox, serial, filters, &self.config.limits, before, visible, now));
+        let (now, question) = (self.clock.now(), invitations::question(&self.policy, &filters, visible.keys()));
+        let asked = if question == Question::Other { Vec::new() } else { filters.clone() };
+        let job = Job::rows(outbox, serial, filters, &self.config.limits, before, visible, now);
+        match question {
+            Question::Other => self.queries.begin(job),
+            Question::Refused(text) => outbox.push(invitations::refusal(serial, text)),
+            Question::Invite(by) => {
+                let policy = self.policy.clone();
+                self.writer.enqueue(invitations::chore(policy, by, asked, outbox.clone(), job));
+            }
+        }
     }
 
     /// From now on these subscriptions get live events that a reader may see who has authenticated meanwhile. Stored ones

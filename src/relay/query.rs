@@ -115,6 +115,11 @@ impl Job {
         Job { serial, outbox: outbox.clone(), task, stage: Stage::New(query), worked: Duration::ZERO }
     }
 
+    /// The subscription or count that asked.
+    pub fn serial(&self) -> Serial {
+        self.serial
+    }
+
     fn asks_nothing(&self) -> bool {
         matches!(&self.stage, Stage::New(query) if query.wanted.is_empty())
     }

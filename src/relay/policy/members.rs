@@ -1,6 +1,6 @@
 //! Members of the relay, invitations, and requests to join and leave (NIP-43).
 //!
-//! In: requests of kinds 28934 and 28936, questions for an invitation (28935), the members' part of the management methods.
+//! In: requests of kinds 28934 and 28936, the members' part of the management methods.
 //! Out: the answer to a request, and events signed by the relay: its list of members (13534), who came and went (8000,
 //! 8001), roles (33534). A request is answered and goes nowhere else: it holds an invitation.
 //!
@@ -202,50 +202,11 @@ fn role_tags(id: &str, role: &Role) -> Tags {
     Tags::from_lists(tags)
 }
 
-/// Who asks for an invitation, and may have one.
-pub enum Asker {
-    /// Nobody who has authenticated.
-    Unknown,
-    /// Somebody who may not invite.
-    Other,
-    /// A member or an admin.
-    May(PublicKey),
-}
-
-/// Whether somebody who has proven these keys may have an invitation. `None`: there are no members here.
-pub fn asker(policy: &Policy, keys: &[PublicKey]) -> Option<Asker> {
-    policy.key.as_ref()?;
-    let decided = policy.decided();
-    let may = |key: &&PublicKey| {
-        let is_inviting_member = policy.config.members.may_invite && decided.members.contains_key(key);
-        policy.is_admin(key) || (is_inviting_member && !decided.banned_keys.contains_key(key))
-    };
-    Some(match keys.iter().find(may) {
-        Some(key) => Asker::May(*key),
-        None if keys.is_empty() => Asker::Unknown,
-        None => Asker::Other,
-    })
-}
-
-/// An invitation for one person (kind 28935), in the name of `by`. Whoever asks again gets the same one until it is used, so that
-/// asking fills no memory. On the writer's thread: it saves.
+/// Makes an invitation; its code.
 ///
 /// # Errors
-/// A text when it cannot be saved.
-pub fn invite(policy: &Policy, by: PublicKey, now: u64) -> Result<Option<Verified<Event>>> {
-    let Some(key) = &policy.key else { return Ok(None) };
-    policy.decide(|decided| {
-        let own = decided.invites.iter().find(|(_, invite)| invite.by == Some(by) && invite.expires > now);
-        let code = match own {
-            Some((code, _)) => code.clone(),
-            None => new_invite(policy, decided, 1, None, Some(by), now)?,
-        };
-        let at = decided.sign_at(now);
-        Ok(Some(key.sign(Kind::INVITE, at, Tags::from_lists([vec!["-"], vec!["claim", &code]]))))
-    })
-}
-
-fn new_invite(
+/// When there are too many.
+pub fn new_invite(
     policy: &Policy,
     decided: &mut Decisions,
     uses: u32,

@@ -10,6 +10,7 @@
 
 pub mod admin;
 pub mod decisions;
+pub mod invitations;
 pub mod key;
 pub mod members;
 pub mod methods;

@@ -12,18 +12,18 @@ use crate::protocol::{EventId, Filter, Verified};
 use crate::store::for_each_match;
 use crate::store::memory::MemoryStore;
 
-struct Room {
-    policy: Arc<Policy>,
+pub(super) struct Room {
+    pub(super) policy: Arc<Policy>,
     store: MemoryStore,
 }
 
-const ADMIN: u8 = 9;
+pub(super) const ADMIN: u8 = 9;
 
-fn key(number: u8) -> PublicKey {
+pub(super) fn key(number: u8) -> PublicKey {
     Author::new(number).note(NOW, "").pubkey
 }
 
-fn room(change: impl FnOnce(&mut Config)) -> Room {
+pub(super) fn room(change: impl FnOnce(&mut Config)) -> Room {
     room_on(MemoryStore::new(), change)
 }
 
@@ -54,7 +54,7 @@ impl Room {
     }
 
     #[track_caller]
-    fn call(&self, method: &str, params: Value) -> Value {
+    pub(super) fn call(&self, method: &str, params: Value) -> Value {
         self.answer(Caller::Operator, method, params).result.unwrap()
     }
 
@@ -62,7 +62,7 @@ impl Room {
         self.policy.check(event, sender, NOW)
     }
 
-    fn request(&self, event: &Event) -> (bool, String) {
+    pub(super) fn request(&self, event: &Event) -> (bool, String) {
         let answered = members::answer(&self.policy, event, NOW);
         self.desk().publish(&answered.events).unwrap();
         (answered.accepted, answered.text)
@@ -307,7 +307,7 @@ fn wrong_calls_change_nothing() {
     assert_eq!(*room.policy.decided(), before);
 }
 
-fn join(author: u8, at: u64, claim: &str) -> Verified<Event> {
+pub(super) fn join(author: u8, at: u64, claim: &str) -> Verified<Event> {
     sign(author, 28934, at, &[&["-"], &["claim", claim]], "")
 }
 
@@ -387,34 +387,6 @@ fn roles_are_published() {
     assert_eq!((room.stored(33534).len(), tags(&room.stored(13534)[0]).len()), (0, 2));
     assert_eq!(room.call("listmembers", json!([]))[0]["roles"], json!([]));
     assert_eq!(room.call("listroles", json!([])), json!({}));
-}
-
-/// Members get an invitation when they ask, the same one again until it is used; others do not.
-#[test]
-fn members_may_invite() {
-    let room = room(|config| {
-        config.members.enabled = true;
-        config.members.may_invite = true;
-    });
-    room.call("addmember", json!([key(1).to_hex()]));
-    let asker = |keys: &[u8]| {
-        let keys: Vec<PublicKey> = keys.iter().map(|number| key(*number)).collect();
-        members::asker(&room.policy, &keys).unwrap()
-    };
-    assert!(matches!(asker(&[]), members::Asker::Unknown) && matches!(asker(&[2]), members::Asker::Other));
-    assert!(matches!(asker(&[2, 1]), members::Asker::May(who) if who == key(1)));
-    assert!(matches!(asker(&[ADMIN]), members::Asker::May(_)));
-    let code = || {
-        let invite = members::invite(&room.policy, key(1), NOW).unwrap().unwrap();
-        assert_eq!((invite.kind, invite.pubkey), (Kind::INVITE, room.policy.relay_key().unwrap()));
-        invite.tags.values("claim").next().unwrap().to_owned()
-    };
-    let first = code();
-    assert_eq!(code(), first);
-    assert!(room.request(&join(2, NOW, &first)).0);
-    assert_ne!(code(), first);
-    room.call("removemember", json!([key(1).to_hex()]));
-    assert_eq!(room.call("listinvites", json!([])), json!([]), "his invitations go with him");
 }
 
 /// A blob that cannot be understood stops the start: it may hold bans.
