@@ -8,6 +8,7 @@ mod check;
 mod ip_range;
 mod kind_range;
 mod members;
+mod memory;
 mod plugin;
 mod read;
 
@@ -21,6 +22,7 @@ pub use access::{Access, PowRule, Writers};
 pub use ip_range::{IpRange, IpRangeError, subscriber_line};
 pub use kind_range::{KindRange, KindRangeError};
 pub use members::{Members, Trust};
+pub use memory::Memory;
 pub use plugin::{OnFailure, Plugin};
 pub use read::{ConfigError, Origin};
 
@@ -159,14 +161,6 @@ pub struct Limits {
     pub live_queue_bytes_max: usize,
 }
 
-/// `[memory]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Memory {
-    /// MiB that index buffers and caches aim at.
-    pub budget_mb: usize,
-}
-
 /// `[storage]`: how the store works.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -275,9 +269,17 @@ impl Config {
     /// # Errors
     /// [`ConfigError::Invalid`], naming file, line and key.
     pub fn parse(text: &str, file: Option<&Path>) -> Result<Config, ConfigError> {
-        let config = read::parse(text, file)?;
+        let mut config = read::parse(text, file)?;
+        config.lower_unset_defaults();
         check::check(&config)?;
         Ok(config)
+    }
+
+    /// Lowers what the user did not set to what the user did: whoever asks for smaller answers need not know of both keys.
+    fn lower_unset_defaults(&mut self) {
+        if self.origin.line("limits.limit_default").is_none() {
+            self.limits.limit_default = self.limits.limit_default.min(self.limits.limit_max);
+        }
     }
 
     /// An error about the value of `key` (`"log.level"`), naming the place where the user set it. For checks that need
@@ -294,7 +296,7 @@ impl Config {
     /// Index entries that one run of the write buffer holds.
     pub fn index_run_entries(&self) -> usize {
         match self.storage.index_run_entries_max {
-            0 => mib_to_bytes(self.memory.budget_mb) / 8 / INDEX_ENTRY_BYTES,
+            0 => self.memory.budget_bytes() / 8 / INDEX_ENTRY_BYTES,
             entries => entries,
         }
     }
@@ -302,7 +304,7 @@ impl Config {
     /// Bytes of index pages kept in memory.
     pub fn index_cache_bytes(&self) -> usize {
         match self.storage.index_cache_mb {
-            0 => mib_to_bytes(self.memory.budget_mb) / 4,
+            0 => self.memory.budget_bytes() / 4,
             mib => mib_to_bytes(mib),
         }
     }
@@ -425,6 +427,8 @@ mod tests {
     #[test]
     fn derived_values_follow_the_budget_or_the_users_number() {
         let mut config = Config::default();
+        assert_eq!(config.index_cache_bytes(), config.memory.budget_bytes() / 4);
+        config.memory.budget_mb = 256;
         assert_eq!(config.index_cache_bytes(), 64 * MIB);
         assert_eq!(config.index_run_entries(), 599_186);
         config.memory.budget_mb = 64;

@@ -71,3 +71,4 @@ pub mod protocol;
 pub mod relay;
 pub mod server;
 pub mod store;
+pub mod sync;

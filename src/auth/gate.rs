@@ -5,10 +5,10 @@
 
 use std::sync::Arc;
 
-use super::Authority;
+use super::{Authority, Session};
 use crate::config::Config;
 use crate::protocol::visibility::PrivateKinds;
-use crate::protocol::{Filter, PublicKey, Visibility};
+use crate::protocol::{Filter, PublicKey, TagLetter, Visibility};
 
 const READ_NEEDS_AUTH: &str = "auth-required: this relay is for authenticated readers";
 const PRIVATE_NEEDS_AUTH: &str = "auth-required: these events are for their authors and recipients only";
@@ -42,13 +42,20 @@ impl Gate {
         self.own.as_ref()
     }
 
-    /// What a client sees that has proven these keys.
-    pub fn visible_to(&self, keys: &Arc<[PublicKey]>) -> Visibility {
-        Visibility::of(self.private.clone(), keys.clone())
+    /// What a client sees: the operator everything, others what is public and what concerns the keys they have proven.
+    pub fn visible_to(&self, session: &Session) -> Visibility {
+        if session.is_operator() {
+            return Visibility::everything();
+        }
+        Visibility::of(self.private.clone(), session.keys().clone())
     }
 
-    /// Why a REQ, COUNT or the like of a client that has proven these keys is not answered; the text for `CLOSED`.
-    pub fn refuse(&self, filters: &[Filter], keys: &[PublicKey]) -> Option<&'static str> {
+    /// Why a REQ, COUNT or the like is not answered; the text for `CLOSED`.
+    pub fn refuse(&self, filters: &[Filter], session: &Session) -> Option<&'static str> {
+        if session.is_operator() { None } else { self.refuse_client(filters, session.keys()) }
+    }
+
+    fn refuse_client(&self, filters: &[Filter], keys: &[PublicKey]) -> Option<&'static str> {
         if keys.is_empty() && self.auth_required_to_read {
             return Some(READ_NEEDS_AUTH);
         }
@@ -67,8 +74,7 @@ impl Gate {
         let Some(kinds) = &filter.kinds else {
             return false;
         };
-        let Some(recipients) = filter.tags.iter().find(|condition| condition.letter == crate::protocol::TagLetter::P)
-        else {
+        let Some(recipients) = filter.tags.iter().find(|condition| condition.letter == TagLetter::P) else {
             return false;
         };
         let by_none_of_them = match &filter.authors {
@@ -95,7 +101,11 @@ mod tests {
     fn check(filters: &[String], keys: &[PublicKey], expected: &str) {
         let gate = Gate::new(&Config::default());
         let filters: Vec<Filter> = filters.iter().map(|json| Filter::from_json(json).unwrap()).collect();
-        assert_eq!(gate.refuse(&filters, keys).unwrap_or_default().split(':').next(), Some(expected), "{filters:?}");
+        assert_eq!(
+            gate.refuse_client(&filters, keys).unwrap_or_default().split(':').next(),
+            Some(expected),
+            "{filters:?}"
+        );
     }
 
     /// What can bring nothing but private events needs AUTH; whatever may bring something else is answered.
@@ -152,9 +162,9 @@ mod tests {
         let mut config = Config::default();
         config.access.private_kinds = Vec::new();
         let mail = [Filter::from_json(r#"{"kinds":[1059]}"#).unwrap()];
-        assert_eq!(Gate::new(&config).refuse(&mail, &[]), None);
+        assert_eq!(Gate::new(&config).refuse_client(&mail, &[]), None);
         config.access.auth_required_to_read = true;
-        assert_eq!(Gate::new(&config).refuse(&[Filter::default()], &[]), Some(READ_NEEDS_AUTH));
-        assert_eq!(Gate::new(&config).refuse(&[Filter::default()], &[ME]), None);
+        assert_eq!(Gate::new(&config).refuse_client(&[Filter::default()], &[]), Some(READ_NEEDS_AUTH));
+        assert_eq!(Gate::new(&config).refuse_client(&[Filter::default()], &[ME]), None);
     }
 }

@@ -7,9 +7,11 @@ pub mod authority;
 pub mod challenge;
 pub mod gate;
 pub mod http;
+pub mod pass;
 pub mod session;
 
 pub use authority::Authority;
 pub use challenge::Challenge;
 pub use gate::Gate;
+pub use pass::Pass;
 pub use session::Session;

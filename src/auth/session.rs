@@ -18,12 +18,23 @@ pub struct Session {
     reached: Option<Authority>,
     /// In the order of proof, without repeats.
     keys: Arc<[PublicKey]>,
+    is_operator: bool,
 }
 
 impl Session {
     /// Nothing is proven yet.
     pub fn new(challenge: Challenge, reached: Option<Authority>) -> Self {
-        Session { challenge, reached, keys: Arc::default() }
+        Session { challenge, reached, keys: Arc::default(), is_operator: false }
+    }
+
+    /// The same for the operator, who has shown the [`super::Pass`].
+    pub fn of_operator(self) -> Self {
+        Session { is_operator: true, ..self }
+    }
+
+    /// Whether it is the operator's own.
+    pub fn is_operator(&self) -> bool {
+        self.is_operator
     }
 
     /// What the client is to sign.

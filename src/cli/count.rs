@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 
+use super::remote::Door;
 use super::store::Access;
 use super::{filter, remote, store};
 use crate::config::Config;
@@ -37,7 +38,7 @@ pub fn run(args: &CountArgs, config: &Config, out: &mut impl Write) -> Result<Ex
                 count(&**opened, query).map_err(|error| store::failed(config, error))
             })?
         }
-        Access::Relay(url) => remote::count(&url, &asked)?,
+        Access::Relay(url) => remote::count(&Door::of_operator(config, url), &asked)?,
     };
     super::print(out, &format!("{count}\n"))?;
     Ok(ExitCode::SUCCESS)

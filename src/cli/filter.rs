@@ -54,14 +54,21 @@ pub fn read(text: &str) -> Result<Asked, Error> {
 
 /// Turns the keys or ids in a list into hex. What is no list of strings is left to the filter's own checks.
 fn rewrite(key: &str, value: &mut Value) -> Result<(), (usize, KeyError)> {
-    let parse = match key {
-        "authors" | "#p" => nip19::parse_pubkey,
-        "ids" | "#e" => nip19::parse_id,
+    type Parse = fn(&str) -> Result<[u8; 32], KeyError>;
+    // Where the protocol allows other values too, what is neither key nor id stays as it is.
+    let (parse, must_be_one): (Parse, bool) = match key {
+        "authors" | "#p" => (nip19::parse_pubkey, true),
+        "ids" | "#e" => (nip19::parse_id, true),
+        "#P" => (nip19::parse_pubkey, false),
+        "#E" | "#q" => (nip19::parse_id, false),
         _ => return Ok(()),
     };
     for (at, item) in value.as_array_mut().into_iter().flatten().enumerate() {
-        if let Value::String(text) = item {
-            *text = faster_hex::hex_string(&parse(text).map_err(|error| (at, error))?);
+        let Value::String(text) = item else { continue };
+        match parse(text) {
+            Ok(bytes) => *text = faster_hex::hex_string(&bytes),
+            Err(KeyError::Unrecognised { .. }) if !must_be_one => {}
+            Err(error) => return Err((at, error)),
         }
     }
     Ok(())
@@ -86,6 +93,8 @@ mod tests {
             (format!(r##"{{"#p":["{NPUB}","{HEX}"]}}"##), format!(r##"{{"#p":["{HEX}"]}}"##)),
             (format!(r#"{{"ids":["{note}"]}}"#), format!(r#"{{"ids":["{HEX}"]}}"#)),
             (format!(r##"{{"#e":["{}"]}}"##, HEX.to_uppercase()), format!(r##"{{"#e":["{HEX}"]}}"##)),
+            (format!(r##"{{"#P":["{NPUB}"]}}"##), format!(r##"{{"#P":["{HEX}"]}}"##)),
+            (format!(r##"{{"#q":["{note}","30023:{HEX}:x"]}}"##), format!(r##"{{"#q":["{HEX}","30023:{HEX}:x"]}}"##)),
             (format!(r##"{{"#t":["{NPUB}"]}}"##), format!(r##"{{"#t":["{NPUB}"]}}"##)),
         ] {
             let asked = read(&written).unwrap();

@@ -19,6 +19,7 @@ use self::lines::Lines;
 use self::tally::{Outcome, Report, Tally};
 use super::interrupt::Interrupt;
 use super::progress::{self, number};
+use super::remote::Door;
 use super::store::{self, Access};
 use crate::config::Config;
 use crate::error::Error;
@@ -36,11 +37,14 @@ use crate::relay::Clock;
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   sledge import events.jsonl.gz
-  sledge --store old export | sledge --store new import -")]
+  sledge --store old export | sledge --store new import --protected -")]
 pub struct ImportArgs {
     /// File with one event a line, plain or gzip; - reads standard input
     #[arg(value_name = "FILE|-")]
     pub file: PathBuf,
+    /// Import protected events (NIP-70) too, which only their authors may publish: for an export of your own relay
+    #[arg(long)]
+    pub protected: bool,
     /// Print the summary as JSON to standard output
     #[arg(long)]
     pub json: bool,
@@ -92,7 +96,7 @@ pub fn run(args: &ImportArgs, config: &Arc<Config>, out: &mut impl Write) -> Res
     let lines = Lines::new(bar.wrap_read(input), line_bytes_max).map_err(Error::io("read", args.name()))?;
     let mut say = |text: &str| bar.suspend(|| super::say(text));
     let mut report = Report::new(&mut say);
-    let ended = import(lines, access, config, &mut report);
+    let ended = import(args, lines, access, config, &mut report);
     let tally = report.tally;
     bar.finish_and_clear();
     super::say(&format!("{} ({:.1} s)", tally.for_people(), started.elapsed().as_secs_f64()));
@@ -130,16 +134,29 @@ impl Failure {
     }
 }
 
-fn import(lines: Lines, access: Access, config: &Arc<Config>, report: &mut Report) -> Result<Ended, Failure> {
+fn import(
+    args: &ImportArgs,
+    lines: Lines,
+    access: Access,
+    config: &Arc<Config>,
+    report: &mut Report,
+) -> Result<Ended, Failure> {
     let interrupt = Interrupt::watch()?;
     match access {
         Access::Own(opened) => {
-            let import = own::Import { config, store: opened.clone(), clock: Clock::system(), interrupt };
+            let import = own::Import {
+                config,
+                store: opened.clone(),
+                clock: Clock::system(),
+                protected: args.protected,
+                interrupt,
+            };
             store::with_open(config, &opened, |_| import.run(lines, report))
         }
         Access::Relay(url) => {
             super::say(&format!("the relay on {url} has the store; the events go to it"));
-            relay::run(&url, lines, config.limits.frame_bytes_max, interrupt, report)
+            let door = Door::of_operator(config, url);
+            relay::run(&door, lines, args.protected, config.limits.frame_bytes_max, interrupt, report)
         }
     }
 }

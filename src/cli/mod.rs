@@ -3,6 +3,7 @@
 //! Standard output carries data only, so that every command can stand in a pipe; logs, progress and complaints go to
 //! standard error.
 
+mod arenas;
 mod completions;
 mod config;
 mod control;
@@ -97,6 +98,14 @@ pub enum Command {
     Completions(completions::CompletionsArgs),
 }
 
+impl Command {
+    /// Whether it works with many threads for long, and has not begun to.
+    fn uses_many_threads(&self) -> bool {
+        use Command::{Compact, Import, Repair, Restore, Serve};
+        matches!(self, Serve(_) | Import(_) | Compact(_) | Repair(_) | Restore(_))
+    }
+}
+
 /// Runs a parsed command line.
 ///
 /// # Errors
@@ -112,6 +121,9 @@ pub fn run(cli: Cli) -> Result<ExitCode, Error> {
     };
     let config = load_config(cli.config.as_deref(), cli.store)?;
     logging::start(&config)?;
+    if command.uses_many_threads() {
+        arenas::limit(&config);
+    }
     match command {
         Command::Config(command) => config::run(command, &config, out),
         Command::Serve(args) => serve::run(&args, config),

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
+use super::remote::Door;
 use super::store::Access;
 use super::{filter, remote, store};
 use crate::config::Config;
@@ -39,7 +40,10 @@ pub fn run(args: &QueryArgs, config: &Config, out: &mut impl Write) -> Result<Ex
                 store::for_each_row(config, &**opened, query, |row| super::print_line(&mut out, &row.json))
             })?;
         }
-        Access::Relay(url) => remote::query(&url, asked, |json| super::print_line(&mut out, json.as_bytes()))?,
+        Access::Relay(url) => {
+            let door = Door::of_operator(config, url);
+            remote::query(&door, asked, |json| super::print_line(&mut out, json.as_bytes()))?;
+        }
     }
     out.flush().map_err(Error::output)?;
     Ok(ExitCode::SUCCESS)

@@ -7,17 +7,59 @@ use std::time::Duration;
 use futures_util::{SinkExt, StreamExt};
 use serde_json::Value;
 use tokio::net::TcpStream;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::http::HeaderValue;
+use tokio_tungstenite::tungstenite::http::header::AUTHORIZATION;
 use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
+use super::control;
 use super::filter::Asked;
+use crate::auth::pass;
+use crate::config::Config;
 use crate::error::Error;
 use crate::protocol::{Event, EventId, SubscriptionId, message};
+use crate::server::control::{Answer as Told, Request};
 
 /// How long the relay may be silent while it owes an answer.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(60);
 
 const SILENT: &str = "does not answer; if it hangs, stop it and run this again";
+
+/// Where the relay is, and what lets the operator in.
+pub struct Door {
+    url: String,
+    pass: Option<String>,
+}
+
+impl Door {
+    /// The door of the relay on `url` that has the store of these settings. Where its control socket cannot be reached it
+    /// is the public one, which is said: private events stay behind it.
+    pub fn of_operator(config: &Config, url: String) -> Door {
+        let pass = match control::ask(config, Request::Pass, &|_, _| {}) {
+            Ok(Told::Pass(pass)) => Some(pass),
+            Ok(other) => without_pass(control::strange(&other)),
+            Err(error) => without_pass(error),
+        };
+        Door { url, pass }
+    }
+
+    /// The relay's URL.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// The door of everybody.
+    #[cfg(test)]
+    pub fn public(url: &str) -> Door {
+        Door { url: url.to_owned(), pass: None }
+    }
+}
+
+fn without_pass(error: Error) -> Option<String> {
+    super::say(&format!("private events are left out: {error}"));
+    None
+}
 
 /// A connection to the relay.
 pub struct Link {
@@ -30,12 +72,19 @@ impl Link {
     ///
     /// # Errors
     /// [`Error::Failed`], naming the relay.
-    pub async fn connect(url: &str) -> Result<Link, Error> {
-        let connecting = tokio::time::timeout(ANSWER_TIME_MAX, tokio_tungstenite::connect_async(url)).await;
+    pub async fn connect(door: &Door) -> Result<Link, Error> {
+        let url = &door.url;
+        let unreachable =
+            |error: tungstenite::Error| failed(url, &format!("cannot be reached: {error}; stop it and run this again"));
+        let mut request = url.as_str().into_client_request().map_err(unreachable)?;
+        if let Some(pass) = &door.pass {
+            let shown = HeaderValue::from_str(&pass::header(pass)).map_err(|error| unreachable(error.into()))?;
+            request.headers_mut().insert(AUTHORIZATION, shown);
+        }
+        let connecting = tokio::time::timeout(ANSWER_TIME_MAX, tokio_tungstenite::connect_async(request)).await;
         let connected = connecting.map_err(|_| failed(url, SILENT))?;
-        let (socket, _) = connected
-            .map_err(|error| failed(url, &format!("cannot be reached: {error}; stop it and run this again")))?;
-        Ok(Link { socket, url: url.to_owned() })
+        let (socket, _) = connected.map_err(unreachable)?;
+        Ok(Link { socket, url: url.clone() })
     }
 
     /// Queues a message.
@@ -147,9 +196,9 @@ fn read<'a>(text: &'a str, id: &SubscriptionId) -> Answer<'a> {
 ///
 /// # Errors
 /// [`Error::Failed`] when the relay has gone or refuses.
-pub fn count(url: &str, asked: &[Asked]) -> Result<u64, Error> {
+pub fn count(door: &Door, asked: &[Asked]) -> Result<u64, Error> {
     block_on(async {
-        let mut link = Link::connect(url).await?;
+        let mut link = Link::connect(door).await?;
         let id = subscription(1);
         link.ask("COUNT", &id, asked.iter().map(|asked| Value::Object(asked.json.clone())).collect()).await?;
         loop {
@@ -160,7 +209,7 @@ pub fn count(url: &str, asked: &[Asked]) -> Result<u64, Error> {
                     }
                     return Ok(count);
                 }
-                Answer::Closed(reason) => return Err(refused(url, &reason)),
+                Answer::Closed(reason) => return Err(refused(&door.url, &reason)),
                 _ => {}
             }
         }
@@ -172,9 +221,9 @@ pub fn count(url: &str, asked: &[Asked]) -> Result<u64, Error> {
 ///
 /// # Errors
 /// The first of `each`; [`Error::Failed`] when the relay has gone or refuses.
-pub fn query(url: &str, asked: Vec<Asked>, mut each: impl FnMut(&str) -> Result<(), Error>) -> Result<(), Error> {
+pub fn query(door: &Door, asked: Vec<Asked>, mut each: impl FnMut(&str) -> Result<(), Error>) -> Result<(), Error> {
     block_on(async {
-        let mut link = Link::connect(url).await?;
+        let mut link = Link::connect(door).await?;
         let mut questions: Vec<Pages> = asked.into_iter().map(Pages::new).collect();
         let mut serial = 0;
         loop {
@@ -319,8 +368,8 @@ mod tests {
         assert_eq!(read(&message::eose(&id, EoseHint::More), &id), Answer::Eose(Some("more".to_owned())));
         assert_eq!(read(&message::eose(&id, EoseHint::Unknown), &id), Answer::Eose(None));
         assert_eq!(read(&message::eose(&id, EoseHint::Finish), &other), Answer::Other);
-        assert_eq!(read(&message::count(&id, 7, true), &id), Answer::Count(7, true));
-        assert_eq!(read(&message::count(&id, 7, false), &id), Answer::Count(7, false));
+        assert_eq!(read(&message::count(&id, 7, true, None), &id), Answer::Count(7, true));
+        assert_eq!(read(&message::count(&id, 7, false, Some("00")), &id), Answer::Count(7, false));
         assert_eq!(read(&message::closed(&id, "error: x"), &id), Answer::Closed("error: x".to_owned()));
         assert_eq!(read(&message::notice("x"), &id), Answer::Other);
         assert_eq!(read("no JSON", &id), Answer::Other);
@@ -383,7 +432,7 @@ mod tests {
         let ask = |filters: &[&str]| {
             let asked = filters.iter().map(|text| filter::read(text).unwrap()).collect();
             let mut found = Vec::new();
-            query(&relay.url, asked, |json| {
+            query(&Door::public(&relay.url), asked, |json| {
                 found.push(json.to_owned());
                 Ok(())
             })
@@ -396,13 +445,16 @@ mod tests {
         assert_eq!(ask(&[r#"{"limit":2}"#]), expected[..2]);
         assert_eq!(ask(&[r#"{"limit":4}"#, r#"{"since":106}"#, r#"{"kinds":[]}"#]), expected[..4]);
         assert_eq!(ask(&[r#"{"kinds":[7]}"#]), expected[..0]);
-        assert_eq!(count(&relay.url, &[filter::read(r#"{"kinds":[1],"limit":1}"#).unwrap()]).unwrap(), 10);
+        assert_eq!(
+            count(&Door::public(&relay.url), &[filter::read(r#"{"kinds":[1],"limit":1}"#).unwrap()]).unwrap(),
+            10
+        );
     }
 
     /// An address where nobody listens is named.
     #[test]
     fn an_unreachable_relay_is_named() {
-        let error = count("ws://127.0.0.1:1", &[]).unwrap_err();
+        let error = count(&Door::public("ws://127.0.0.1:1"), &[]).unwrap_err();
         assert!(error.to_string().contains("relay on ws://127.0.0.1:1 cannot be reached"), "{error}");
     }
 }

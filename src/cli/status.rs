@@ -98,6 +98,10 @@ fn retention_rows(retention: &RetentionStats) -> Vec<(&'static str, String)> {
     if retention.evicted_up_to > 0 {
         rows.push(("refused up to", format!("created_at {} (evicted)", retention.evicted_up_to)));
     }
+    if retention.named_evicted_up_to > 0 {
+        let up_to = retention.named_evicted_up_to;
+        rows.push(("", format!("created_at {up_to} for kinds that rules name (evicted first)")));
+    }
     if retention.quota_bytes > 0 {
         let full = if retention.used_up { ", USED UP: writes are refused" } else { "" };
         rows.push(("quota", format!("{} of {}{full}", size(retention.used_bytes), size(retention.quota_bytes))));

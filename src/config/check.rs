@@ -2,6 +2,7 @@
 
 use std::ops::RangeInclusive;
 
+use super::memory::BUDGET_MB_MIN;
 use super::{Config, ConfigError, access, members, plugin};
 
 const KIB: u64 = 1024;
@@ -23,6 +24,7 @@ pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
     if config.store.is_empty() {
         return Err(config.refuse("store", "must name a directory"));
     }
+    check_budget(config)?;
     check_shares(config)?;
     check_rules(config)?;
     super::access::check(config)?;
@@ -72,7 +74,7 @@ fn limit_ranges(config: &Config) -> Vec<Range> {
 fn storage_ranges(config: &Config) -> Vec<Range> {
     let s = &config.storage;
     vec![
-        ("memory.budget_mb", config.memory.budget_mb as u64, 16..=65_536),
+        ("memory.budget_mb", config.memory.budget_mb as u64, 0..=65_536),
         ("storage.batch_events_max", s.batch_events_max as u64, 1..=65_536),
         ("storage.writer_queue_events_max", s.writer_queue_events_max as u64, 1..=1_000_000),
         ("storage.writer_queue_bytes_max", s.writer_queue_bytes_max as u64, 4 * KIB..=1024 * MIB),
@@ -109,6 +111,16 @@ fn check_rules(config: &Config) -> Result<(), ConfigError> {
         return Err(config.refuse("retention.rules", problem));
     }
     Ok(())
+}
+
+fn check_budget(config: &Config) -> Result<(), ConfigError> {
+    match config.memory.budget_mb {
+        mib @ 1..BUDGET_MB_MIN => {
+            let problem = format!("must be 0 (automatic) or at least {BUDGET_MB_MIN}, not {mib}");
+            Err(config.refuse("memory.budget_mb", problem))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Shares of a whole. Compaction that hardly ever works would never catch up with the writer.
@@ -203,7 +215,7 @@ mod tests {
                 "[storage]\n# never\nexpiry_sweep_secs = 0\n",
                 "my.toml:3: storage.expiry_sweep_secs: must be from 1 to 86400, not 0",
             ),
-            ("memory.budget_mb = 1\n", "my.toml:1: memory.budget_mb: must be from 16 to 65536, not 1"),
+            ("memory.budget_mb = 1\n", "my.toml:1: memory.budget_mb: must be 0 (automatic) or at least 16, not 1"),
             (
                 "service_url = \"https://relay.example.com\"\n",
                 "my.toml:1: service_url: must start with wss:// or ws:// and name a host",
@@ -225,8 +237,8 @@ mod tests {
     fn values_that_exclude_each_other_point_at_the_users_key() {
         for (text, expected) in [
             (
-                "[limits]\nlimit_max = 100\n",
-                "my.toml:2: limits.limit_max: limits.limit_default must not be above limits.limit_max",
+                "[limits]\nlimit_max = 100\nlimit_default = 101\n",
+                "my.toml:3: limits.limit_default: limits.limit_default must not be above limits.limit_max",
             ),
             (
                 "[limits]\nlimit_default = 5001\n",
@@ -244,6 +256,16 @@ mod tests {
             assert_eq!(error_of(text), expected, "{text}");
         }
         Config::parse("[limits]\nframe_bytes_max = 1_048_576\n", None).unwrap();
+    }
+
+    /// Who lowers only the largest limit gets no error about a key that the file does not name.
+    #[test]
+    fn a_lower_limit_max_lowers_the_default_limit() {
+        let limits = |text: &str| Config::parse(&format!("[limits]\n{text}"), None).unwrap().limits;
+        let lowered = limits("limit_max = 100\n");
+        assert_eq!((lowered.limit_max, lowered.limit_default), (100, 100));
+        assert_eq!(limits("limit_max = 600\n").limit_default, 500);
+        assert_eq!(limits("limit_max = 100\nlimit_default = 7\n").limit_default, 7);
     }
 
     /// Each number of the file is in the list of ranges, so a new setting cannot be forgotten here.

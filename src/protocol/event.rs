@@ -104,6 +104,13 @@ impl Canonical {
     }
 }
 
+/// The author of an event, from its canonical JSON, in which the first keys stand in fixed places.
+pub fn author_in(canonical_json: &[u8]) -> Option<PublicKey> {
+    const PUBKEY_START: usize = "{\"id\":\"".len() + 64 + "\",\"pubkey\":\"".len();
+    let hex = canonical_json.get(PUBKEY_START..PUBKEY_START + 64)?;
+    PublicKey::from_hex(std::str::from_utf8(hex).ok()?)
+}
+
 impl Event {
     /// Reads one event object.
     ///

@@ -101,13 +101,16 @@ pub fn notice(text: &str) -> String {
     array("NOTICE", &[Part::Text(text)])
 }
 
-/// `["COUNT", id, {"count": n}]`, marked when it is a lower bound (NIP-45).
-pub fn count(id: &SubscriptionId, count: u64, approximate: bool) -> String {
-    let body = if approximate {
-        format!("{{\"count\":{count},\"approximate\":true}}")
-    } else {
-        format!("{{\"count\":{count}}}")
-    };
+/// `["COUNT", id, {"count": n}]`, marked when it is a lower bound, with HyperLogLog registers where there are any (NIP-45).
+pub fn count(id: &SubscriptionId, count: u64, approximate: bool, hll: Option<&str>) -> String {
+    let mut body = format!("{{\"count\":{count}");
+    if approximate {
+        body.push_str(",\"approximate\":true");
+    }
+    if let Some(registers) = hll {
+        body.push_str(&format!(",\"hll\":\"{registers}\""));
+    }
+    body.push('}');
     array("COUNT", &[Part::Text(id.as_str()), Part::Raw(&body)])
 }
 
@@ -330,7 +333,8 @@ mod tests {
         assert_eq!(eose(&id, EoseHint::More), r#"["EOSE","a\"]",["more"]]"#);
         assert_eq!(eose(&id, EoseHint::Unknown), r#"["EOSE","a\"]"]"#);
         assert_eq!(event_prefix(&id), r#"["EVENT","a\"]","#);
-        assert_eq!(count(&id, 7, true), r#"["COUNT","a\"]",{"count":7,"approximate":true}]"#);
+        assert_eq!(count(&id, 7, true, None), r#"["COUNT","a\"]",{"count":7,"approximate":true}]"#);
+        assert_eq!(count(&id, 7, false, Some("0f")), r#"["COUNT","a\"]",{"count":7,"hll":"0f"}]"#);
         assert_eq!(closed(&id, "error: x"), r#"["CLOSED","a\"]","error: x"]"#);
     }
 }

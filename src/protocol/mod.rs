@@ -5,6 +5,7 @@
 pub mod bytes;
 pub mod event;
 pub mod filter;
+pub mod hll;
 pub mod kind;
 pub mod label;
 pub mod message;

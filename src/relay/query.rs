@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 use super::lock;
 use super::outbox::{Outbox, Outgoing, Serial};
 use crate::config::Limits;
+use crate::protocol::event::author_in;
+use crate::protocol::hll::Hll;
 use crate::protocol::message::EoseHint;
 use crate::protocol::{Filter, Visibility};
 use crate::store::{PageBudget, Position, Progress, Query, Row, Scan, Store, StoreError, Wanted};
@@ -50,6 +52,8 @@ pub enum PageEnd {
         count: u64,
         /// Whether there may be more of them.
         approximate: bool,
+        /// HyperLogLog registers over their authors, where NIP-45 defines them: hex.
+        hll: Option<String>,
     },
     /// The query cannot be answered; the text for `CLOSED`.
     Failed(&'static str),
@@ -64,7 +68,6 @@ pub struct Job {
     worked: Duration,
 }
 
-#[derive(Clone, Copy)]
 enum Task {
     Rows {
         /// Whether some filter asked for none of its stored events, so that nobody may say they were all sent.
@@ -72,6 +75,7 @@ enum Task {
     },
     Count {
         so_far: u64,
+        hll: Option<Box<Hll>>,
     },
 }
 
@@ -106,9 +110,10 @@ impl Job {
 
     /// The number of stored events for a COUNT; limits play no part.
     pub fn count(outbox: &Arc<Outbox>, serial: Serial, filters: Vec<Filter>, visible: Visibility, now: u64) -> Job {
+        let hll = Hll::for_question(&filters).map(Box::new);
         let wanted = filters.into_iter().map(|filter| Wanted { filter, limit: usize::MAX, whole_seconds: false });
         let query = Query { wanted: asked(wanted), now, before: None, visible };
-        Job::new(outbox, serial, Task::Count { so_far: 0 }, query)
+        Job::new(outbox, serial, Task::Count { so_far: 0, hll }, query)
     }
 
     fn new(outbox: &Arc<Outbox>, serial: Serial, task: Task, query: Query) -> Job {
@@ -136,8 +141,11 @@ impl Job {
         let Stage::Running(scan) = &mut self.stage else { unreachable!("the scan was just begun") };
         let progress = match &mut self.task {
             Task::Rows { .. } => scan.page(PageBudget { bytes_max: PAGE_BYTES_MAX, until }, &mut rows)?,
-            Task::Count { so_far } => {
-                let (more, progress) = scan.count(until)?;
+            Task::Count { so_far, hll } => {
+                let (more, progress) = match hll {
+                    Some(hll) => count_authors(&mut **scan, hll, until)?,
+                    None => scan.count(until)?,
+                };
                 *so_far += more;
                 progress
             }
@@ -148,14 +156,29 @@ impl Job {
 
     /// What the client is told when the query has come to an end, or must.
     fn end(&self, progress: Progress) -> PageEnd {
-        match (self.task, progress) {
-            (Task::Count { so_far }, _) => {
-                PageEnd::Count { count: so_far, approximate: progress != Progress::Finished }
-            }
+        match (&self.task, progress) {
+            (Task::Count { so_far, hll }, _) => PageEnd::Count {
+                count: *so_far,
+                approximate: progress != Progress::Finished,
+                hll: hll.as_ref().map(|hll| hll.to_hex()),
+            },
             (Task::Rows { .. }, Progress::Paused) => PageEnd::Failed("error: the query took too long; narrow it"),
             (Task::Rows { unasked: false }, Progress::Finished) => PageEnd::Eose(EoseHint::Finish),
             (Task::Rows { unasked: false }, Progress::MoreOlder) => PageEnd::Eose(EoseHint::More),
             (Task::Rows { .. }, _) => PageEnd::Eose(EoseHint::Unknown),
+        }
+    }
+}
+
+/// Counts on until then, and the authors into the registers; for that the events themselves are needed.
+fn count_authors(scan: &mut dyn Scan, hll: &mut Hll, until: Instant) -> Result<(u64, Progress), StoreError> {
+    let (mut counted, mut rows) = (0, Vec::new());
+    loop {
+        let progress = scan.page(PageBudget { bytes_max: PAGE_BYTES_MAX, until }, &mut rows)?;
+        counted += rows.len() as u64;
+        rows.drain(..).filter_map(|row| author_in(&row.json)).for_each(|author| hll.add(&author));
+        if progress != Progress::Paused || Instant::now() >= until {
+            return Ok((counted, progress));
         }
     }
 }
@@ -434,9 +457,9 @@ mod tests {
         let queries = Queries::start(store(0..9, ""), &limits(), 1).unwrap();
         let outbox = Outbox::new(1, 1 << 20);
         queries.begin(Job::count(&outbox, 1, filters(&["{}", r#"{"kinds":[1],"limit":1}"#]), everything(), NOW));
-        assert!(matches!(page(&outbox).end, PageEnd::Count { count: 9, approximate: false }));
+        assert!(matches!(page(&outbox).end, PageEnd::Count { count: 9, approximate: false, hll: None }));
         queries.begin(Job::count(&outbox, 2, filters(&[r#"{"kinds":[]}"#]), everything(), NOW));
-        assert!(matches!(page(&outbox).end, PageEnd::Count { count: 0, approximate: false }));
+        assert!(matches!(page(&outbox).end, PageEnd::Count { count: 0, approximate: false, hll: None }));
     }
 
     /// A store whose scans never come to an end, or fail outright.
@@ -505,7 +528,7 @@ mod tests {
             let expected = if panics { READ_ERROR } else { "error: the query took too long; narrow it" };
             assert!(matches!(page(&outbox).end, PageEnd::Failed(text) if text == expected));
             queries.begin(Job::count(&outbox, 2, filters(&["{}"]), everything(), NOW));
-            assert!(matches!(page(&outbox).end, PageEnd::Count { count: 1.., approximate: true }));
+            assert!(matches!(page(&outbox).end, PageEnd::Count { count: 1.., approximate: true, .. }));
         }
     }
 

@@ -27,7 +27,6 @@ use super::wire::Wire;
 use crate::auth::{Challenge, Session};
 use crate::protocol::{Event, message};
 use crate::relay::Relay;
-use crate::relay::ingest::Sender;
 use crate::relay::outbox::{Outbox, Outgoing, Serial, Taken};
 use crate::relay::query::Job;
 use crate::relay::writer::Submission;
@@ -97,6 +96,7 @@ impl Connection {
         let idle = Idle::new(limits.idle_ping(), limits.idle_timeout(), Instant::now());
         let timer = Box::pin(tokio::time::sleep_until(idle.next()));
         let session = Session::new(Challenge::new(secp256k1::rand::random()), shaken.reached);
+        let session = if shaken.is_operator { session.of_operator() } else { session };
         let peer = Peer::new(relay.config().clone(), relay.gate().clone(), session);
         let mut wire = Wire::new(shaken.socket);
         wire.frames.text(&peer.greeting());
@@ -278,8 +278,7 @@ impl Connection {
 
     fn publish(&mut self, event: Event) {
         let id = event.id;
-        let sender = Sender::client(self.ip, self.peer.keys().clone());
-        match self.relay.check(event, &sender) {
+        match self.relay.check(event, &self.peer.sender(self.ip)) {
             Ok(event) => self.submission = Some(Box::new(Submission { event, reply: self.outbox.clone() })),
             Err(rejection) => {
                 self.frames().text(&message::ok(&id, rejection.is_accepted(), &rejection.to_string()));

@@ -55,6 +55,8 @@ pub enum Request {
         /// Its parameters.
         params: Vec<Value>,
     },
+    /// The secret by which a WebSocket connection is the operator's: as the `Authorization` header, see [`crate::auth::pass`].
+    Pass,
 }
 
 /// A line of an answer. Any number of `progress`, then one of the others.
@@ -74,6 +76,8 @@ pub enum Answer {
     Status(Box<Status>),
     /// What a management call came to.
     Result(Value),
+    /// The secret in text.
+    Pass(String),
     /// Why there is no other answer.
     Error(String),
 }
@@ -169,6 +173,7 @@ async fn serve(socket: UnixStream, shared: Arc<Shared>) -> io::Result<()> {
     };
     match request {
         Request::Compact => compact(&mut write, shared).await,
+        Request::Pass => answer(&mut write, &Answer::Pass(shared.http.pass().text())).await,
         Request::Status => {
             // The writer may hold the figures for as long as a disk takes.
             let status = tokio::task::spawn_blocking(move || shared.status()).await.map_err(io::Error::other)?;

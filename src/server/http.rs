@@ -23,7 +23,7 @@ use super::about;
 use super::admin::{self, Admin};
 use super::open::Open;
 use super::places::{Place, Places};
-use crate::auth::Authority;
+use crate::auth::{Authority, Pass};
 use crate::config::Config;
 use crate::protocol::relay_info::RelayInfo;
 use crate::relay::Relay;
@@ -43,6 +43,7 @@ pub struct Http {
     config: Arc<Config>,
     admin: Admin,
     places: Places,
+    pass: Pass,
 }
 
 /// A socket that has shaken hands.
@@ -55,6 +56,8 @@ pub struct Shaken {
     pub ip: IpAddr,
     /// The local name under which the client has reached the relay; `None` for a public one.
     pub reached: Option<Authority>,
+    /// Whether the client has shown the operator's pass.
+    pub is_operator: bool,
     /// Place of the client behind a trusted proxy; to be held as long as the connection.
     pub forwarded: Place,
 }
@@ -67,6 +70,7 @@ struct Upgrading {
     upgrade: OnUpgrade,
     ip: IpAddr,
     reached: Option<Authority>,
+    is_operator: bool,
     forwarded: Place,
 }
 
@@ -75,7 +79,13 @@ impl Http {
     pub fn new(relay: Arc<Relay>, open: Arc<Open>) -> Self {
         let config = relay.config().clone();
         let places = Places::new(config.limits.connections_per_ip_max);
-        Http { admin: Admin::new(relay.clone(), open), relay, config, places }
+        let pass = Pass::new(secp256k1::rand::random());
+        Http { admin: Admin::new(relay.clone(), open), relay, config, places, pass }
+    }
+
+    /// What the operator's commands show when they connect.
+    pub fn pass(&self) -> &Pass {
+        &self.pass
     }
 
     /// A place for a connection from `peer`, if that address has one left. Proxies that are trusted have always one:
@@ -106,10 +116,10 @@ impl Http {
             tracing::debug!(%error, "no HTTP");
             return None;
         }
-        let Upgrading { upgrade, ip, reached, forwarded } =
+        let Upgrading { upgrade, ip, reached, is_operator, forwarded } =
             slot.into_inner().unwrap_or_else(PoisonError::into_inner)?;
         let parts = upgrade.await.ok()?.downcast::<TokioIo<TcpStream>>().ok()?;
-        Some(Shaken { socket: parts.io.into_inner(), read: parts.read_buf, ip, reached, forwarded })
+        Some(Shaken { socket: parts.io.into_inner(), read: parts.read_buf, ip, reached, is_operator, forwarded })
     }
 
     async fn answer(&self, request: Request<Incoming>, peer: IpAddr, slot: &Slot) -> Response<Full<Bytes>> {
@@ -177,9 +187,11 @@ impl Http {
         let ip = forwarded.unwrap_or(peer).to_canonical();
         let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
         let reached = host.and_then(|host| Authority::guess(host, ip));
+        let authorization = request.headers().get(header::AUTHORIZATION);
+        let is_operator = authorization.is_some_and(|shown| self.pass.is_shown_by(shown.as_bytes()));
         let upgrade = hyper::upgrade::on(&mut request);
         *slot.lock().unwrap_or_else(PoisonError::into_inner) =
-            Some(Upgrading { upgrade, ip, reached, forwarded: place });
+            Some(Upgrading { upgrade, ip, reached, is_operator, forwarded: place });
         let mut response = Response::new(Full::default());
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         let headers = response.headers_mut();

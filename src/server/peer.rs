@@ -3,6 +3,7 @@
 //! Keeps the subscriptions of the connection and what is under way for it. Starts nothing itself: a message becomes an
 //! [`Action`] for `connection` to carry out, answers become frames.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -11,7 +12,8 @@ use super::frames::Frames;
 use crate::auth::{Gate, Session};
 use crate::config::{Config, Limits};
 use crate::protocol::message::{self, ClientMessage, EoseHint, Refusal};
-use crate::protocol::{Event, Filter, PublicKey, SubscriptionId, Visibility};
+use crate::protocol::{Event, Filter, SubscriptionId, Visibility};
+use crate::relay::ingest::{Sender, Source};
 use crate::relay::outbox::Serial;
 use crate::relay::query::{Job, Page, PageEnd};
 
@@ -115,14 +117,15 @@ impl Peer {
         message::auth(&self.session.challenge().text())
     }
 
-    /// The keys that the client has proven.
-    pub fn keys(&self) -> &Arc<[PublicKey]> {
-        self.session.keys()
+    /// What is known of the client as a sender of events, given its address.
+    pub fn sender(&self, ip: IpAddr) -> Sender {
+        let source = if self.session.is_operator() { Source::Operator } else { Source::Client };
+        Sender { source, keys: self.session.keys().clone(), ip: Some(ip) }
     }
 
     /// What the client may see.
     pub fn visible(&self) -> Visibility {
-        self.gate.visible_to(self.session.keys())
+        self.gate.visible_to(&self.session)
     }
 
     /// Judges an `AUTH` event; the `OK` for it. `now` is in seconds since 1970.
@@ -261,7 +264,7 @@ impl Peer {
         if item_count(filters) > limits.filter_values_max {
             return Some(format!("error: at most {} values in all filters are accepted", limits.filter_values_max));
         }
-        self.gate.refuse(filters, self.session.keys()).map(str::to_owned)
+        self.gate.refuse(filters, &self.session).map(str::to_owned)
     }
 
     fn subscription_problem(&self, filters: &[Filter]) -> Option<String> {
@@ -303,8 +306,9 @@ impl Peer {
     /// Frames a page, and what follows it.
     pub fn page(&mut self, page: Page, frames: &mut Frames) -> AfterPage {
         self.queries = self.queries.saturating_sub(1);
-        if let PageEnd::Count { count, approximate } = page.end {
-            self.counted(page.serial, &message_of_count(count, approximate), frames);
+        if let PageEnd::Count { count, approximate, hll } = page.end {
+            let answer = |id: &SubscriptionId| message::count(id, count, approximate, hll.as_deref());
+            self.counted(page.serial, &answer, frames);
             return AfterPage::default();
         }
         let Some(index) = self.find(page.serial) else {
@@ -345,10 +349,6 @@ impl Peer {
             frames.text(&answer(&id));
         }
     }
-}
-
-fn message_of_count(count: u64, approximate: bool) -> impl Fn(&SubscriptionId) -> String {
-    move |id| message::count(id, count, approximate)
 }
 
 fn item_count(filters: &[Filter]) -> usize {
@@ -496,7 +496,7 @@ mod tests {
         let count = serial_of(peer.receive("[\"COUNT\",\"a\",{}]"));
         peer.receive("[\"CLOSE\",\"a\"]");
         peer.page(rows(new, &["1"], PageEnd::Failed("error: x")), &mut frames);
-        peer.page(rows(count, &[], PageEnd::Count { count: 1, approximate: false }), &mut frames);
+        peer.page(rows(count, &[], PageEnd::Count { count: 1, approximate: false, hll: None }), &mut frames);
         assert_eq!(read(&frames), [""; 0]);
         assert_eq!((peer.held_live_bytes, peer.queries), (0, 0));
     }
@@ -555,7 +555,7 @@ mod tests {
         let tags = [vec!["relay", "ws://localhost:7777"], vec!["challenge", "07070707070707070707070707070707"]];
         let proof = Author::new(1).event(22_242, NOW, &tags, "");
         assert_eq!(peer.authenticate(proof.clone(), NOW), message::ok(&proof.id, true, ""));
-        assert_eq!(peer.keys()[..], [proof.pubkey]);
+        assert_eq!(peer.session.keys()[..], [proof.pubkey]);
         serial_of(peer.receive(inbox));
     }
 }

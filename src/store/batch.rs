@@ -11,10 +11,13 @@ use super::embedded::{Files, WriterState};
 use super::fault;
 use super::index::{Change, Key, Value};
 use super::log::Erasure;
-use super::merge::Merge;
+use super::merge::{Candidate, Merge};
 use super::record::{self, GoneVersion, PAYLOAD_BYTES_MAX, Record, Removed, StoredEvent};
 use super::schema::{self, Place, Prefix};
 use super::{Removal, StoreError};
+
+/// Events that a request to vanish takes out in one write, which holds about 1 kB for each.
+const VANISH_EVENTS_MAX: usize = 1_000;
 
 /// Writes that are judged and encoded but not yet in the log.
 pub(super) struct Batch<'s> {
@@ -30,6 +33,8 @@ pub(super) struct Batch<'s> {
     erase: Vec<Erasure>,
     /// Keys that vanish with this batch, and up to when.
     vanished: Vec<(PublicKey, u64)>,
+    /// Keys of which this batch takes out a request to vanish.
+    unvanished: Vec<PublicKey>,
     events: u64,
     dead_bytes: u64,
 }
@@ -46,6 +51,7 @@ impl<'s> Batch<'s> {
             changes: BTreeMap::new(),
             erase: Vec::new(),
             vanished: Vec::new(),
+            unvanished: Vec::new(),
             events,
             dead_bytes,
         }
@@ -53,14 +59,18 @@ impl<'s> Batch<'s> {
 
     /// Judges an event and, if it is to be stored, takes it up with all it causes.
     pub(super) fn add(&mut self, event: &Verified<Event>, now: u64) -> Result<Verdict, StoreError> {
-        let known = self.known(event)?;
-        let verdict = judge(event, &known, now);
+        let (verdict, known) = self.verdict(event, now)?;
         match verdict {
             Verdict::Store => self.put(event)?,
             Verdict::Deleted if known.deleted_by_id => self.note_gone(event, known.current)?,
             _ => {}
         }
         Ok(verdict)
+    }
+
+    fn verdict(&self, event: &Event, now: u64) -> Result<(Verdict, Known), StoreError> {
+        let known = self.known(event)?;
+        Ok((judge(event, &known, now), known))
     }
 
     /// Takes an event out; false when it is not there.
@@ -102,6 +112,9 @@ impl<'s> Batch<'s> {
         if why.erases() {
             self.erase.push(Erasure { id: event.id, offset: place.offset, len });
         }
+        if event.kind == Kind::VANISH {
+            self.unvanished.push(event.pubkey);
+        }
         self.events = self.events.saturating_sub(1);
         self.dead_bytes += u64::from(len) + (self.records.len() - before) as u64;
         Ok(true)
@@ -127,6 +140,9 @@ impl<'s> Batch<'s> {
         self.state.dead_bytes = self.dead_bytes;
         for (pubkey, until) in self.vanished {
             self.state.vanish(&pubkey, until);
+        }
+        for pubkey in self.unvanished {
+            self.state.look_up_vanished(&self.files.index, &pubkey)?;
         }
         Ok(())
     }
@@ -261,25 +277,32 @@ impl<'s> Batch<'s> {
         Ok(())
     }
 
-    /// Takes out everything of an author up to the request, and the gift wraps sent to them (NIP-62). Sees what the
-    /// index holds; the caller commits earlier writes first.
+    /// Takes out everything that goes with a request to vanish (NIP-62). Sees what the index holds; the caller commits
+    /// earlier writes first.
     fn vanish(&mut self, request: &Event) -> Result<(), StoreError> {
         self.vanished.push((request.pubkey, request.created_at));
-        let inbox = Prefix::tag(crate::protocol::TagLetter::P, &request.pubkey.to_hex());
-        for (prefix, inbox_only) in [(Prefix::author(&request.pubkey), false), (inbox, true)] {
-            let mut merge = Merge::new(vec![prefix], 0, request.created_at);
-            while let Some(candidate) = merge.next(&self.files.index)? {
-                if inbox_only && candidate.kind != Kind::GIFT_WRAP {
-                    continue;
-                }
-                let Some(bytes) = self.event_bytes(candidate.place)? else { continue };
-                let (Record::Put(event), _) = self.decoded(&bytes)? else { continue };
-                if vanishes_with(&event, request) && self.changes.get(&schema::by_id(&event.id)) != Some(&None) {
-                    self.take_out(candidate.place, Some(request.id), Removal::Vanished)?;
-                }
+        self.take_along(&mut Vanishing::of(request), Some(request.id), usize::MAX).map(drop)
+    }
+
+    /// Takes out up to `events_max` events that vanish; returns how many, which is fewer only at the end.
+    fn take_along(
+        &mut self,
+        vanishing: &mut Vanishing<'_>,
+        by: Option<EventId>,
+        events_max: usize,
+    ) -> Result<usize, StoreError> {
+        let mut taken = 0;
+        while taken < events_max
+            && let Some(candidate) = vanishing.next(self.files)?
+        {
+            let Some(bytes) = self.event_bytes(candidate.place)? else { continue };
+            let (Record::Put(event), _) = self.decoded(&bytes)? else { continue };
+            let is_gone = self.changes.get(&schema::by_id(&event.id)) == Some(&None);
+            if !is_gone && vanishes_with(&event, vanishing.request) {
+                taken += usize::from(self.take_out(candidate.place, by, Removal::Vanished)?);
             }
         }
-        Ok(())
+        Ok(taken)
     }
 
     fn place_of(&self, id: &EventId) -> Result<Option<Place>, StoreError> {
@@ -343,6 +366,57 @@ impl<'s> Batch<'s> {
         let damaged = |_| StoreError::Damaged("a record to be changed is damaged".to_owned());
         let (record, len) = record::decode(bytes).map_err(damaged)?;
         Ok((self.files.log.unpacked(record, self.base)?, len as u32))
+    }
+}
+
+/// Takes out, in writes of bounded size, what goes with a request to vanish, if that is to be stored at all, until so
+/// little is left that it goes in one write with the request. A request is only stored at the end of its work: one that
+/// was broken off was not acknowledged and is sent again, and must not be taken for done then.
+pub(super) fn vanish_in_portions(
+    files: &Files,
+    state: &mut WriterState,
+    request: &Verified<Event>,
+    now: u64,
+) -> Result<(), StoreError> {
+    if Batch::new(files, state).verdict(request, now)?.0 != Verdict::Store {
+        return Ok(());
+    }
+    let mut vanishing = Vanishing::of(request);
+    loop {
+        let mut writes = Batch::new(files, state);
+        if writes.take_along(&mut vanishing, None, VANISH_EVENTS_MAX)? < VANISH_EVENTS_MAX {
+            return Ok(());
+        }
+        writes.commit()?;
+        fault::point("vanish.portion");
+    }
+}
+
+/// The events of an author up to a request to vanish, then those sent to them, as far as they were looked at.
+struct Vanishing<'r> {
+    request: &'r Event,
+    own: Merge,
+    inbox: Merge,
+}
+
+impl<'r> Vanishing<'r> {
+    fn of(request: &'r Event) -> Self {
+        let inbox = Prefix::tag(crate::protocol::TagLetter::P, &request.pubkey.to_hex());
+        let [own, inbox] =
+            [Prefix::author(&request.pubkey), inbox].map(|prefix| Merge::new(vec![prefix], 0, request.created_at));
+        Vanishing { request, own, inbox }
+    }
+
+    fn next(&mut self, files: &Files) -> Result<Option<Candidate>, StoreError> {
+        if let Some(own) = self.own.next(&files.index)? {
+            return Ok(Some(own));
+        }
+        while let Some(sent) = self.inbox.next(&files.index)? {
+            if sent.kind == Kind::GIFT_WRAP {
+                return Ok(Some(sent));
+            }
+        }
+        Ok(None)
     }
 }
 

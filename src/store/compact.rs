@@ -8,11 +8,11 @@
 //! A crash at any moment leaves either the old generation or the new one current, and both are whole. Queries that
 //! have begun go on reading the old files, which are deleted when the last of them is done.
 
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, TryLockError};
 use std::time::{Duration, Instant};
 
 use super::embedded::{EmbeddedStore, Files, WriterGuard, WriterState};
+
 use super::fault;
 use super::index::Key;
 use super::log::{Erasure, HEADER_LEN, Step};
@@ -113,7 +113,7 @@ pub(super) fn compact_with(
     let (state, exact_from) = match built {
         Ok(built) => built,
         Err(error) => {
-            new.retired.store(true, Ordering::Relaxed);
+            new.retire();
             return Err(error);
         }
     };
@@ -364,7 +364,7 @@ impl EmbeddedStore {
                 // CURRENT may name the new generation already. The old name goes back before anything is deleted; where
                 // that fails too, both generations stay, and the next start finds out which of them is named.
                 match self.dir.switch_to(&old.generation) {
-                    Ok(()) => new.retired.store(true, Ordering::Relaxed),
+                    Ok(()) => new.retire(),
                     Err(again) => old.log.stop_writes(&format!("CURRENT cannot be written: {again}")),
                 }
                 return Err(error);
@@ -372,10 +372,7 @@ impl EmbeddedStore {
         }
         self.set_files(Arc::new(new));
         fault::point("compact.switched");
-        old.retired.store(true, Ordering::Relaxed);
-        if let Err(error) = old.index.close(Instant::now()) {
-            tracing::warn!("the index of the former generation was not closed in order: {error}");
-        }
+        old.retire();
         Ok(state.events)
     }
 }

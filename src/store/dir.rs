@@ -7,6 +7,7 @@
 //! gen-000001/index/       the index engine's files; can be deleted
 //! gen-000001/index.meta   which log the index belongs to and how far it reaches; can be deleted
 //! gen-000001/index.bloom  the filter on ids; can be deleted
+//! gen-000001/index.rebuilding  there while the index was last built from the whole log and is not sure to count right
 //! state/                  small blobs of the layers above, see [`super::state`]
 //! ```
 
@@ -219,12 +220,17 @@ impl Generation {
         self.path.join("index.bloom")
     }
 
+    /// Says that the index is being built from the whole log.
+    pub fn rebuild_mark(&self) -> PathBuf {
+        self.path.join("index.rebuilding")
+    }
+
     /// Deletes the index, so that it is rebuilt.
     ///
     /// # Errors
     /// When it cannot be deleted.
     pub fn remove_index(&self) -> Result<(), StoreError> {
-        for file in [self.index_meta(), self.bloom()] {
+        for file in [self.index_meta(), self.bloom(), self.rebuild_mark()] {
             match fs::remove_file(&file) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                     return Err(io_at("delete", &file)(error));

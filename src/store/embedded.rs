@@ -3,30 +3,28 @@
 //! A batch goes: judged → appended to the log → fdatasync → what it erases overwritten → visible in the index's write
 //! buffer. Only then does the caller answer. The index on disk follows in the background and is never waited for.
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
 use crate::protocol::supersede::Verdict;
-use crate::protocol::{Event, EventId, Kind, PublicKey, Verified};
+use crate::protocol::{Event, EventId, Kind, Verified};
 
-use super::batch::Batch;
+use super::batch::{self, Batch};
 use super::compact::{self, CompactReport, Pace};
-use super::dir::{DataDir, Generation};
-use super::index::bloom::Bloom;
+use super::dir::DataDir;
 use super::index::buffer::BufferedIndex;
 use super::index::{Engine, IndexError, Key, Value};
-use super::log::Log;
 use super::merge::Source;
 use super::open;
 use super::quota::{Keeper, Rules};
 use super::scan::EmbeddedScan;
-use super::schema::{self, Place};
-use super::{Applied, Position, Query, Removal, Retained, Scan, Store, StoreError, StoreStats, state};
+use super::schema;
+use super::{Applied, Query, Removal, Retained, Scan, Store, StoreError, StoreStats, state};
+
+pub(super) use super::files::{Files, WriterGuard, WriterState};
 
 /// What the embedded store is told at opening.
 #[derive(Clone)]
@@ -83,80 +81,6 @@ pub struct EmbeddedStore {
     pub(super) compacting: Mutex<()>,
     /// Last, since it holds the lock on the directory.
     pub(super) dir: DataDir,
-}
-
-/// The files of one generation, open. A query keeps those it began with, so compaction can switch under it.
-pub(super) struct Files {
-    pub(super) log: Log,
-    pub(super) index: BufferedIndex,
-    pub(super) bloom: Arc<Bloom>,
-    pub(super) generation: Generation,
-    /// A record's [`Position`] is its offset plus this. It goes on where the generation before it ended.
-    pub(super) base: i64,
-    /// Records from this offset on have the [`Position`]s that they were given; those before were moved by compaction.
-    pub(super) exact_from: u64,
-    /// Another generation has taken over: the files go with the last user.
-    pub(super) retired: AtomicBool,
-}
-
-impl Drop for Files {
-    fn drop(&mut self) {
-        if self.retired.load(Ordering::Relaxed)
-            && let Err(error) = self.generation.remove()
-        {
-            tracing::warn!("files of a former generation stay until the next start: {error}");
-        }
-    }
-}
-
-/// The writer's state, while nobody else may write.
-pub(super) type WriterGuard<'w> = MutexGuard<'w, WriterState>;
-
-/// What only the writer changes.
-#[derive(Default)]
-pub(super) struct WriterState {
-    pub(super) events: u64,
-    pub(super) dead_bytes: u64,
-    /// Log offset up to which the two above have counted; only looked at on opening.
-    pub(super) counted_up_to: u64,
-    /// Requests to vanish that hold: few, and asked about for every event.
-    vanished: HashMap<[u8; 16], u64>,
-}
-
-impl WriterState {
-    pub(super) fn vanished_until(&self, pubkey: &PublicKey) -> Option<u64> {
-        self.vanished.get(&pubkey.0[..16]).copied()
-    }
-
-    pub(super) fn vanish(&mut self, pubkey: &PublicKey, until: u64) {
-        let half = pubkey.0[..16].try_into().expect("16 bytes");
-        self.vanish_half(half, until);
-    }
-
-    fn vanish_half(&mut self, half: [u8; 16], until: u64) {
-        let latest = self.vanished.entry(half).or_default();
-        *latest = until.max(*latest);
-    }
-
-    /// Reads the state back from the index.
-    pub(super) fn load(index: &BufferedIndex) -> Result<Self, StoreError> {
-        let number = |which| -> Result<u64, StoreError> {
-            Ok(index.get(&schema::counter(which))?.as_ref().and_then(schema::counter_number).unwrap_or(0))
-        };
-        let mut state = WriterState {
-            events: number(schema::Counter::Events)?,
-            dead_bytes: number(schema::Counter::DeadBytes)?,
-            counted_up_to: number(schema::Counter::CountedUpTo)?,
-            vanished: HashMap::new(),
-        };
-        let (from, to) = schema::vanished_all();
-        open::for_each_key(index, from, to, |key| {
-            if let (Some(half), Some(until)) = (schema::id_half(key), schema::request_created_at(key)) {
-                state.vanish_half(half, until);
-            }
-        })?;
-        Ok(state)
-    }
 }
 
 impl EmbeddedStore {
@@ -238,21 +162,6 @@ impl EmbeddedStore {
     }
 }
 
-impl Files {
-    /// The point behind everything in the log.
-    pub(super) fn end(&self) -> Position {
-        Position(self.log.end().saturating_add_signed(self.base))
-    }
-
-    /// Where an event lies.
-    pub(super) fn place_of(&self, id: &EventId) -> Result<Option<Place>, StoreError> {
-        if !self.bloom.contains(&id.0) {
-            return Ok(None);
-        }
-        Ok(self.index.get(&schema::by_id(id))?.as_ref().and_then(schema::place))
-    }
-}
-
 impl Source for BufferedIndex {
     fn scan(&self, from: &[u8], to: &[u8], limit: usize, out: &mut Vec<(Key, Value)>) -> Result<(), IndexError> {
         BufferedIndex::scan(self, from, to, limit, out)
@@ -271,6 +180,7 @@ impl Store for EmbeddedStore {
             if event.kind == Kind::VANISH {
                 // It takes out whatever the index holds, so the events before it must be there.
                 writes.commit()?;
+                batch::vanish_in_portions(&files, &mut state, event, now)?;
                 writes = Batch::new(&files, &mut state);
             }
             verdicts.push(writes.add(event, now)?);
@@ -360,7 +270,13 @@ impl Store for EmbeddedStore {
                 tracing::warn!("{error}; the next start reads the rest from the event log");
                 Ok(())
             }
-            closed => Ok(closed.map(drop)?),
+            closed => {
+                if closed? {
+                    // All is in the index, what opening counted again included.
+                    let _ = std::fs::remove_file(files.generation.rebuild_mark());
+                }
+                Ok(())
+            }
         }
     }
 }

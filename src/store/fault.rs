@@ -29,6 +29,13 @@ pub const POINTS: &[&str] = &[
 pub const BACKUP_POINTS: &[&str] =
     &["backup.begin", "backup.stride", "backup.copied", "backup.in_force", "backup.erased", "backup.old_removed"];
 
+/// The points of an index that is built again from the log, beside those of [`POINTS`] that it passes.
+pub const REBUILD_POINTS: &[&str] =
+    &["rebuild.begin", "rebuild.index_removed", "rebuild.index_made", "rebuild.replaying"];
+
+/// The points of a request to vanish that takes more out than one write holds.
+pub const VANISH_POINTS: &[&str] = &["vanish.portion"];
+
 #[cfg(debug_assertions)]
 mod enabled {
     use std::sync::OnceLock;
@@ -53,7 +60,7 @@ mod enabled {
     /// Whether the process is to end here, now.
     pub fn is_due(name: &str) -> bool {
         debug_assert!(
-            super::POINTS.iter().chain(super::BACKUP_POINTS).any(|point| *point == name),
+            [super::POINTS, super::BACKUP_POINTS, super::REBUILD_POINTS, super::VANISH_POINTS].concat().contains(&name),
             "{name} is not in the list of points"
         );
         fault().is_some_and(|fault| fault.name == name && fault.left.fetch_sub(1, Ordering::Relaxed) == 1)

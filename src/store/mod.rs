@@ -9,6 +9,7 @@ pub mod damage;
 pub mod dir;
 pub mod embedded;
 pub mod fault;
+mod files;
 pub mod index;
 pub mod log;
 pub mod memory;
@@ -211,8 +212,12 @@ pub struct RetentionStats {
     pub used_up: bool,
     /// Events removed for their age or the quota since the start.
     pub evicted_events: u64,
-    /// Evictable events up to this `created_at` are refused, since the quota has evicted up to there; 0: none are.
+    /// Events of kinds that no rule names are refused up to this `created_at`, since the quota has evicted up to there;
+    /// 0: none are.
     pub evicted_up_to: u64,
+    /// The same for the kinds that rules name, which are evicted first.
+    #[serde(default)]
+    pub named_evicted_up_to: u64,
 }
 
 impl StoreStats {
@@ -284,7 +289,8 @@ pub trait Store: Send + Sync {
     ///
     /// # Errors
     /// Nothing of the batch is stored or visible then, except what stands before a request to vanish in it: that part is
-    /// a write of its own. Sending the batch again does no harm.
+    /// a write of its own, and a part of what the request takes out may be gone already. Sending the batch again does no
+    /// harm.
     fn apply(&self, batch: &[Verified<Event>], now: u64) -> Result<Applied, StoreError>;
 
     /// Takes events out by id, durably; unknown ids are passed over. Returns how many were there. One caller at a

@@ -6,7 +6,6 @@
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use super::StoreError;
 use super::dir::{DataDir, Generation, write_atomically};
@@ -15,7 +14,7 @@ use super::fault;
 use super::index::bloom::Bloom;
 use super::index::buffer::BufferedIndex;
 use super::index::room::WithRoom;
-use super::index::{Engine, Index, IndexError, Key};
+use super::index::{Change, Engine, Index, IndexError, Key};
 use super::log::{Erasure, HEADER_LEN, Log, Step, io_at};
 use super::record::Record;
 use super::replay::Replay;
@@ -71,8 +70,12 @@ pub(super) fn open(dir: &DataDir, options: &Options) -> Result<Opened, StoreErro
     let log = Log::open(&generation.log())?;
     dir.remove_other_generations(&generation)?;
     let mut report = Report::default();
+    let mut counts_right = true;
     let (engine, meta) = match usable_index(&generation, &log, options)? {
-        Ok(found) => found,
+        Ok(found) => {
+            counts_right = !generation.rebuild_mark().exists();
+            found
+        }
         Err(reason) => {
             if log.end() > HEADER_LEN {
                 tracing::warn!("building the index again from the log: {reason}");
@@ -89,12 +92,11 @@ pub(super) fn open(dir: &DataDir, options: &Options) -> Result<Opened, StoreErro
         fill_bloom(&index, &bloom)?;
     }
     replay(&log, &index, &bloom, meta.indexed_up_to, options, &mut report)?;
-    let state = WriterState::load(&index)?;
-    Ok(Opened {
-        files: Files { log, index, bloom, generation, base: 0, exact_from: 0, retired: AtomicBool::new(false) },
-        state,
-        report,
-    })
+    let mut state = WriterState::load(&index)?;
+    if !counts_right {
+        state.events = count_again(&index, &log, &state)?;
+    }
+    Ok(Opened { files: Files::new(generation, log, index, bloom), state, report })
 }
 
 /// Makes an empty generation beside the current one, with room in its filter for `events`; see [`Log::create`].
@@ -108,7 +110,7 @@ pub(super) fn new_generation(
     let log = Log::create(&generation.log(), secp256k1::rand::random(), dictionary)?;
     let bloom = Arc::new(Bloom::with_capacity(events));
     let index = buffered(open_engine(&generation, options)?, &generation, &log, &bloom, options)?;
-    Ok(Files { log, index, bloom, generation, base: 0, exact_from: 0, retired: AtomicBool::new(false) })
+    Ok(Files::new(generation, log, index, bloom))
 }
 
 /// Calls `each` for every key in a range.
@@ -191,9 +193,16 @@ fn fresh_index(
     log: &Log,
     options: &Options,
 ) -> Result<(Arc<dyn Index>, IndexMeta), StoreError> {
+    fault::point("rebuild.begin");
     generation.remove_index()?;
+    fault::point("rebuild.index_removed");
+    if log.end() > HEADER_LEN {
+        write_atomically(&generation.rebuild_mark(), b"see store::open\n")?;
+    }
     let meta = IndexMeta::new(log, options.engine, HEADER_LEN);
-    Ok((open_engine(generation, options)?, meta))
+    let engine = open_engine(generation, options)?;
+    fault::point("rebuild.index_made");
+    Ok((engine, meta))
 }
 
 fn open_engine(generation: &Generation, options: &Options) -> Result<Arc<dyn Index>, IndexError> {
@@ -211,6 +220,7 @@ fn buffered(
     let index_dir = generation.index();
     let (generation, bloom) = (generation.clone(), Arc::clone(bloom));
     let meta = IndexMeta::new(log, options.engine, HEADER_LEN);
+    let end_at_opening = log.end();
     let on_merged = move |indexed_up_to: u64| {
         let meta = IndexMeta { indexed_up_to, ..meta };
         let save = || {
@@ -218,6 +228,10 @@ fn buffered(
             fault::point("meta.bloom_saved");
             write_checked(&generation.index_meta(), &meta_bytes(meta))?;
             fault::point("meta.written");
+            if indexed_up_to > end_at_opening {
+                // What opening counted again was there before anything new, so it is in the index now.
+                let _ = fs::remove_file(generation.rebuild_mark());
+            }
             Ok(())
         };
         save().map_err(|error: StoreError| match error {
@@ -227,6 +241,18 @@ fn buffered(
     };
     let engine = Arc::new(WithRoom::new(engine, &index_dir));
     Ok(BufferedIndex::new(engine, options.run_entries_max, Box::new(on_merged))?)
+}
+
+/// Counts events where a rebuild was broken off and went on later. What a removal names was counted if it lay before the
+/// place where the replay goes on, and a rebuild breaks this rule: the event may have been erased long before, and was
+/// then never counted.
+fn count_again(index: &BufferedIndex, log: &Log, state: &WriterState) -> Result<u64, StoreError> {
+    let (from, to) = schema::all_ids();
+    let mut events = 0;
+    for_each_key(index, from, to, |_| events += 1)?;
+    let changes: Vec<Change> = schema::counters(events, state.dead_bytes, log.end()).into_iter().collect();
+    index.apply(&changes, log.end())?;
+    Ok(events)
 }
 
 /// Brings the index up to the log and cuts a torn write off its end.
@@ -248,6 +274,9 @@ fn replay(
             Step::Record(offset, len, record) => {
                 report.replayed += 1;
                 replay.take(offset, len, &record)?;
+                if report.rebuilt.is_some() {
+                    fault::point("rebuild.replaying");
+                }
             }
             Step::Damaged { offset, len } => {
                 if !std::mem::replace(&mut looked_for_half_erased, true) && mend_half_erased(log, offset)? {

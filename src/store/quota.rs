@@ -1,13 +1,14 @@
 //! Retention: which events are too old, and which make way when the store takes more than its quota.
 //!
 //! The stated order: what has expired (that is [`Store::sweep_expired`](super::Store::sweep_expired)); then what is older
-//! than its kind's age; then, over the quota, the oldest of the evictable kinds, until live events and index take less
-//! than [`SHRINK_TO_PERCENT`] of it. A compaction frees the space. [`UNTOUCHED`] kinds and the keys on the keep list stay.
+//! than its kind's age; then, over the quota, the oldest of the kinds that the rules name, and when none of these is left
+//! the oldest of all other kinds, until live events and index take less than [`SHRINK_TO_PERCENT`] of it. A compaction
+//! frees the space. [`UNTOUCHED`] kinds, those whose rule protects them and the keys on the keep list stay.
 //!
 //! Both removals walk the index by time, each walk through a stretch of time and in portions. A stretch is walked once:
 //! behind a walk lie only events that stay. So what is removed must not come back: the age limits refuse it, and against
-//! the quota's evictions stands a *reach*, the latest `created_at` that was evicted, up to which evictable events are
-//! refused. It lies beside the log in `retention.json`, and falls when the rules change or there is room.
+//! the quota's evictions stands a *reach* for each [`Class`], the latest `created_at` that was evicted, up to which events
+//! of that class are refused. They lie beside the log in `retention.json`, and fall when the rules change or there is room.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -38,6 +39,9 @@ const MIB: u64 = 1 << 20;
 const REACH_FILE: &str = "retention.json";
 /// Seconds that the first stretch of an eviction covers; the next ones adapt to how many events there are.
 const FIRST_STRETCH_SECS: u64 = 1 << 20;
+/// Fewest events of a stretch in which kinds that the rules name are looked for. They may be rare, and a search in
+/// smaller steps takes longer than evicting a few too many is worth.
+const SEARCHED_ENTRIES_MIN: usize = 64;
 
 /// What is kept, and for how long. The default keeps everything.
 #[derive(Clone, Debug, Default)]
@@ -97,8 +101,17 @@ impl Rules {
         }
     }
 
-    fn is_evictable(&self, kind: Kind) -> bool {
-        !UNTOUCHED.contains(&kind) && self.rule(kind).is_none_or(|rule| rule.evict)
+    /// When it is this kind's turn to make room; `None`: never.
+    fn class(&self, kind: Kind) -> Option<Class> {
+        match self.rule(kind) {
+            _ if UNTOUCHED.contains(&kind) => None,
+            Some(rule) => rule.evict.then_some(Class::Named),
+            None => Some(Class::Other),
+        }
+    }
+
+    fn first_class(&self) -> Class {
+        if self.kinds.iter().any(|rule| rule.evict) { Class::Named } else { Class::Other }
     }
 
     fn rule(&self, kind: Kind) -> Option<&KindRule> {
@@ -115,13 +128,26 @@ impl Rules {
     }
 }
 
+/// Kinds that make room at the same time, the oldest event first; the earlier class before the later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Class {
+    /// Those that a rule names and does not protect.
+    Named,
+    /// Those that no rule names.
+    Other,
+}
+
+impl Class {
+    const ALL: [Class; 2] = [Class::Named, Class::Other];
+}
+
 /// Holds a store to its [`Rules`].
 pub(super) struct Keeper {
     rules: Rules,
-    /// Where the reach is kept.
+    /// Where the reaches are kept.
     path: PathBuf,
-    /// Evictable events up to this `created_at` were evicted; 0: none.
-    reach: AtomicU64,
+    /// For each [`Class`]: its events up to this `created_at` were evicted; 0: none.
+    reaches: [AtomicU64; Class::ALL.len()],
     used_up: AtomicBool,
     /// Bytes of the index when they were last looked up, which takes reading its folder.
     index_bytes: AtomicU64,
@@ -141,6 +167,8 @@ struct Progress {
 /// Making room, from going over the quota to being well below it.
 #[derive(Clone, Copy)]
 struct Eviction {
+    /// Whose turn it is.
+    class: Class,
     /// What is older was looked at.
     from: u64,
     /// Seconds that the last stretch covered.
@@ -162,14 +190,17 @@ struct Walk {
 enum Why {
     /// Kinds with this age, the number of which is its place in `aged`.
     Age(u64, usize),
-    Quota,
+    Quota(Class),
 }
 
 #[derive(serde::Serialize, serde::Deserialize)]
 struct SavedReach {
     /// The rules under which it came to be.
     rules: String,
+    /// Of [`Class::Other`].
     evicted_up_to: u64,
+    /// Of [`Class::Named`].
+    named_evicted_up_to: u64,
 }
 
 impl Keeper {
@@ -177,7 +208,7 @@ impl Keeper {
         let path = dir.join(REACH_FILE);
         let aged = rules.ages().into_iter().map(|age| (age, 0)).collect();
         Keeper {
-            reach: AtomicU64::new(saved_reach(&path, &rules)),
+            reaches: saved_reaches(&path, &rules).map(AtomicU64::new),
             path,
             rules,
             used_up: AtomicBool::new(false),
@@ -201,9 +232,13 @@ impl Keeper {
     pub(super) fn keeps(&self, event: &Event, now: u64) -> bool {
         let age = self.rules.age_secs_max(event.kind);
         let is_aged = age > 0 && event.created_at < now.saturating_sub(age);
-        let reach = self.reach.load(Ordering::Relaxed);
-        let is_evicted = reach > 0 && event.created_at <= reach && self.rules.is_evictable(event.kind);
+        let reach = self.rules.class(event.kind).map_or(0, |class| self.reach(class));
+        let is_evicted = reach > 0 && event.created_at <= reach;
         !(is_aged || is_evicted) || self.rules.keep.contains(&event.pubkey)
+    }
+
+    fn reach(&self, class: Class) -> u64 {
+        self.reaches[class as usize].load(Ordering::Relaxed)
     }
 
     pub(super) fn stats(&self, live_log_bytes: u64) -> Option<RetentionStats> {
@@ -212,7 +247,8 @@ impl Keeper {
             used_bytes: self.used_bytes(live_log_bytes),
             used_up: self.used_up.load(Ordering::Relaxed),
             evicted_events: self.evicted.load(Ordering::Relaxed),
-            evicted_up_to: self.reach.load(Ordering::Relaxed),
+            evicted_up_to: self.reach(Class::Other),
+            named_evicted_up_to: self.reach(Class::Named),
         })
     }
 
@@ -260,7 +296,7 @@ impl Keeper {
             let Some((place, kind)) = place_and_kind(&suffix, value) else { continue };
             let goes = match walk.why {
                 Why::Age(age, _) => self.rules.age_secs_max(kind) == age,
-                Why::Quota => self.rules.is_evictable(kind),
+                Why::Quota(class) => self.rules.class(kind) == Some(class),
             };
             if goes && writes.evict(place, |author| self.rules.keep.contains(author))? {
                 removed += 1;
@@ -268,8 +304,10 @@ impl Keeper {
             }
         }
         writes.commit()?;
-        if walk.why == Why::Quota && latest > self.reach.load(Ordering::Relaxed) {
-            self.set_reach(latest)?;
+        if let Why::Quota(class) = walk.why
+            && latest > self.reach(class)
+        {
+            self.set_reach(class, latest)?;
         }
         let rest = entries.last().filter(|_| entries.len() >= entries_max).and_then(|(key, _)| key.successor());
         match rest {
@@ -293,8 +331,10 @@ impl Keeper {
         let quota = self.rules.quota_bytes;
         self.index_bytes.store(files.index.bytes_on_disk(), Ordering::Relaxed);
         let used = self.used_bytes(files.log.end().saturating_sub(state.dead_bytes));
-        if quota > 0 && used <= percent(quota, ROOM_PERCENT) && self.reach.load(Ordering::Relaxed) > 0 {
-            self.set_reach(0)?;
+        if quota > 0 && used <= percent(quota, ROOM_PERCENT) {
+            for class in Class::ALL.into_iter().filter(|class| self.reach(*class) > 0) {
+                self.set_reach(class, 0)?;
+            }
         }
         let goal = if progress.eviction.is_some() { percent(quota, SHRINK_TO_PERCENT) } else { quota };
         if quota == 0 || used <= goal {
@@ -302,23 +342,30 @@ impl Keeper {
             self.set_used_up(false);
             return Ok(None);
         }
-        let reach = self.reach.load(Ordering::Relaxed);
-        let eviction = progress.eviction.unwrap_or(Eviction { from: reach, stretch_secs: FIRST_STRETCH_SECS });
         // No more than it takes, as far as the average tells: a stretch is evicted whole.
         let event_bytes = used / state.events.max(1) + 1;
         let excess_bytes = used - percent(quota, SHRINK_TO_PERCENT);
         let entries_needed = usize::try_from(excess_bytes / event_bytes + 1).unwrap_or(entries_max);
-        match next_stretch(files, eviction, entries_needed.min(entries_max))? {
-            Some((eviction, until)) => {
+        let mut eviction = progress.eviction.unwrap_or_else(|| self.eviction_of(self.rules.first_class()));
+        loop {
+            let class = eviction.class;
+            let entries = if class == Class::Named { entries_needed.max(SEARCHED_ENTRIES_MIN) } else { entries_needed };
+            if let Some((eviction, until)) = next_stretch(files, eviction, entries.min(entries_max))? {
                 progress.eviction = Some(eviction);
-                Ok(Some(walk(files, eviction.from, until, Why::Quota)))
+                return Ok(Some(walk(files, eviction.from, until, Why::Quota(class))));
             }
-            None => {
+            if class == Class::Other {
                 progress.eviction = None;
                 self.set_used_up(used > quota);
-                Ok(None)
+                return Ok(None);
             }
+            eviction = self.eviction_of(Class::Other);
         }
+    }
+
+    /// The eviction of a class from where it has come to before.
+    fn eviction_of(&self, class: Class) -> Eviction {
+        Eviction { class, from: self.reach(class), stretch_secs: FIRST_STRETCH_SECS }
     }
 
     fn used_bytes(&self, live_log_bytes: u64) -> u64 {
@@ -336,11 +383,16 @@ impl Keeper {
         }
     }
 
-    fn set_reach(&self, reach: u64) -> Result<(), StoreError> {
-        let saved = SavedReach { rules: self.rules.text.clone(), evicted_up_to: reach };
-        let text = serde_json::to_vec(&saved).expect("a text and a number always encode");
+    fn set_reach(&self, class: Class, reach: u64) -> Result<(), StoreError> {
+        let of = |other| if other == class { reach } else { self.reach(other) };
+        let saved = SavedReach {
+            rules: self.rules.text.clone(),
+            evicted_up_to: of(Class::Other),
+            named_evicted_up_to: of(Class::Named),
+        };
+        let text = serde_json::to_vec(&saved).expect("a text and numbers always encode");
         write_atomically(&self.path, &text)?;
-        self.reach.store(reach, Ordering::Relaxed);
+        self.reaches[class as usize].store(reach, Ordering::Relaxed);
         Ok(())
     }
 }
@@ -350,7 +402,7 @@ impl Progress {
         let behind = walk.until.saturating_add(1);
         match walk.why {
             Why::Age(_, place) => self.aged[place].1 = behind,
-            Why::Quota => {
+            Why::Quota(_) => {
                 if let Some(eviction) = &mut self.eviction {
                     eviction.from = behind;
                 }
@@ -404,16 +456,19 @@ fn percent(bytes: u64, percent: u64) -> u64 {
     bytes / 100 * percent
 }
 
-/// The reach that was saved under the same rules. One that cannot be read is none: at worst a few events come back and
-/// are evicted again.
-fn saved_reach(path: &Path, rules: &Rules) -> u64 {
-    let Ok(bytes) = std::fs::read(path) else { return 0 };
+/// The reach of each class that was saved under the same rules. One that cannot be read is none: at worst a few events
+/// come back and are evicted again.
+fn saved_reaches(path: &Path, rules: &Rules) -> [u64; Class::ALL.len()] {
+    let Ok(bytes) = std::fs::read(path) else { return [0; 2] };
     match serde_json::from_slice::<SavedReach>(&bytes) {
-        Ok(saved) if saved.rules == rules.text => saved.evicted_up_to,
-        Ok(_) => 0,
+        Ok(saved) if saved.rules == rules.text => Class::ALL.map(|class| match class {
+            Class::Named => saved.named_evicted_up_to,
+            Class::Other => saved.evicted_up_to,
+        }),
+        Ok(_) => [0; 2],
         Err(error) => {
             tracing::warn!(%error, path = %path.display(), "what the quota had evicted is not known any more");
-            0
+            [0; 2]
         }
     }
 }
@@ -436,13 +491,14 @@ mod tests {
             "max_age_days = 10\nrules = [{ kinds = [7, \"1000-1999\"], max_age_days = 1 }, \
              { kinds = [\"0-9999\"], evict = false }, { kinds = [30023], max_age_days = 0 }]",
         );
-        let of = |kind| (rules.age_secs_max(Kind(kind)) / DAY_SECS, rules.is_evictable(Kind(kind)));
-        assert_eq!(of(7), (1, true));
-        assert_eq!([of(1000), of(1999)], [(1, true); 2]);
-        assert_eq!([of(1), of(999), of(2000)], [(10, false); 3]);
-        assert_eq!(of(30_023), (0, true));
-        assert_eq!(of(20_000), (10, true));
-        assert_eq!([0, 3, 5, 62, 10_002].map(of), [(0, false); 5]);
+        let of = |kind| (rules.age_secs_max(Kind(kind)) / DAY_SECS, rules.class(Kind(kind)));
+        let (named, other) = (Some(Class::Named), Some(Class::Other));
+        assert_eq!(of(7), (1, named));
+        assert_eq!([of(1000), of(1999)], [(1, named); 2]);
+        assert_eq!([of(1), of(999), of(2000)], [(10, None); 3]);
+        assert_eq!(of(30_023), (0, named));
+        assert_eq!(of(20_000), (10, other));
+        assert_eq!([0, 3, 5, 62, 10_002].map(of), [(0, None); 5]);
         assert_eq!(rules.ages(), [DAY_SECS, 10 * DAY_SECS]);
         assert!(Rules::default().limit_nothing() && !rules.limit_nothing());
     }

@@ -1,7 +1,9 @@
 //! A disk that is really full: a small tmpfs. Mounting takes root; without it these tests say that they are skipped.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -14,11 +16,12 @@ use sledge::protocol::Filter;
 use sledge::relay::Clock;
 use sledge::server::Server;
 use sledge::store::embedded::{EmbeddedStore, Options};
+use sledge::store::index::{Engine, Index, IndexError, Key, Value};
 use sledge::store::{Store, StoreError};
 use tempfile::TempDir;
 
 use super::support::client::soon;
-use super::support::stores::{all, options, query, read};
+use super::support::stores::{all, once_free, options, query, read};
 use super::support::{Binary, Client, Keys, NOW, json_of, verified};
 
 /// A file system of its own; unmounted when dropped.
@@ -122,8 +125,8 @@ async fn a_full_disk_refuses_writes_until_there_is_room() {
     assert_eq!(rows.len(), 401);
 }
 
-/// The index waits in memory for room; the store is read and closed on a full disk, and nothing is rebuilt later. sled
-/// cannot be opened without a few bytes: that is said, and does no harm.
+/// The index waits in memory for room; the store is read, closed and opened again on a full disk, as often as one likes,
+/// and nothing is rebuilt later.
 #[test]
 fn the_index_waits_for_room() {
     let Some(disk) = Disk::of_mib(48) else { return };
@@ -142,7 +145,12 @@ fn the_index_waits_for_room() {
     assert_eq!(count(&store), 600);
     store.close(Instant::now() + Duration::from_secs(60)).expect("nothing is lost");
     drop(store);
-    assert!(matches!(EmbeddedStore::open(&data, &large_runs).map(drop), Err(StoreError::DiskFull)));
+    for _ in 0..3 {
+        let store = once_free(|| EmbeddedStore::open(&data, &large_runs));
+        assert_eq!((count(&store), store.open_report().replayed), (600, 300), "read on a full disk");
+        let refused = store.apply(&notes(600, 700), NOW).unwrap_err();
+        assert!(matches!(refused, StoreError::DiskFull), "{refused}");
+    }
     disk.make_room();
     let store = EmbeddedStore::open(&data, &large_runs).unwrap();
     assert!(store.open_report().rebuilt.is_none(), "{:?}", store.open_report());
@@ -153,6 +161,71 @@ fn the_index_waits_for_room() {
     let store = EmbeddedStore::open(&data, &large_runs).unwrap();
     assert!(store.open_report().rebuilt.is_none());
     assert_eq!((count(&store), store.open_report().replayed), (601, 1));
+}
+
+/// `serve` starts on a disk without a free byte, also after kill -9: readers are served and publishers told, and with room
+/// writing goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_relay_starts_and_reads_on_a_full_disk() {
+    let binary = Binary::new();
+    std::fs::create_dir_all(binary.data()).unwrap();
+    let Some(disk) = Disk::at(binary.data(), 32) else { return };
+    binary.configure("[storage]\nindex_run_entries_max = 300\n");
+    let author = Keys::new(1);
+    let notes: Vec<_> = (0..200).map(|n| author.note(NOW + n, "")).collect();
+    binary.import(&notes);
+    disk.fill_but(0);
+    for round in 0..3 {
+        let mut serving = binary.serve();
+        let mut client = Client::connect(serving.addr()).await;
+        assert_eq!(client.count(&[json!({"kinds": [1]})]).await, 200);
+        assert_eq!(client.query(json!({"limit": 1})).await.events[0]["id"], notes[199].id.to_hex());
+        let late = author.note(NOW + 300 + round, &"y".repeat(5_000));
+        assert_eq!(client.publish(&late).await, (false, "error: the disk is full".to_owned()));
+        if round == 2 {
+            disk.make_room();
+            client.store(&late).await;
+            assert_eq!(client.count(&[json!({"kinds": [1]})]).await, 201);
+        }
+        serving.kill();
+    }
+    assert_eq!(binary.run(&["count", "{}"]).ok().trim(), "201");
+}
+
+/// A disk that fills while sled writes takes none of what was there from the readers, and the run can be written later.
+#[test]
+fn sled_reads_on_after_a_disk_was_full_under_it() {
+    let Some(disk) = Disk::of_mib(24) else { return };
+    let dir = disk.path.join("index");
+    let open = || Engine::Sled.open(&dir, 0, Duration::from_secs(60)).unwrap();
+    let key = |n: u32| Key::new(&[&n.wrapping_mul(2_654_435_761).to_be_bytes()[..], &[7; 20]].concat());
+    let run =
+        |range: Range<u32>| range.map(|n| (key(n), Value::new(&n.to_be_bytes()[1..]))).collect::<BTreeMap<_, _>>();
+    let write = |index: &dyn Index, run: &BTreeMap<Key, Value>| {
+        index.write_run(&mut run.iter().map(|(key, value)| (*key, Some(*value))), &|| false)
+    };
+    let all_of = |index: &dyn Index| {
+        let mut entries = Vec::new();
+        index.scan(&[], &[0xff; 31], usize::MAX, &mut entries).unwrap();
+        entries.into_iter().collect::<BTreeMap<_, _>>()
+    };
+    let (first, second) = (run(0..5_000), run(5_000..45_000));
+    let index = open();
+    assert!(write(&*index, &first).unwrap());
+    let there = |found: &BTreeMap<Key, Value>| first.iter().all(|(key, value)| found.get(key) == Some(value));
+    for _ in 0..2 {
+        disk.fill_but(0);
+        let error = write(&*index, &second).unwrap_err();
+        assert!(matches!(error, IndexError::Io { .. }), "{error}");
+        assert!(there(&all_of(&*index)), "read from the disk, since nothing of it is in memory any more");
+        assert!(first.iter().all(|(key, value)| index.get(key).unwrap() == Some(*value)));
+        disk.make_room();
+    }
+    assert!(write(&*index, &second).unwrap());
+    let both: BTreeMap<_, _> = first.iter().chain(&second).map(|(key, value)| (*key, *value)).collect();
+    assert_eq!(all_of(&*index), both);
+    drop(index);
+    assert_eq!(all_of(&*open()), both);
 }
 
 /// An import that fills the disk stops and says so; what it stored can be read, and with room a second run does the rest.

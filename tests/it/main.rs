@@ -33,6 +33,7 @@ mod nip62;
 mod nip67;
 mod nip70;
 mod nip86;
+mod operator;
 mod powercut;
 mod real_events;
 mod retention;

@@ -1,6 +1,6 @@
-//! NIP-45, COUNT: exact, over the union of the filters, without limits.
+//! NIP-45, COUNT: exact, over the union of the filters, without limits; with registers that clients can merge.
 
-use serde_json::json;
+use serde_json::{Value, json};
 use sledge::protocol::Event;
 
 use crate::support::client::request;
@@ -81,4 +81,51 @@ async fn t39_a_count_is_not_a_subscription() {
     assert_eq!(client.live("s").await["id"], json!(note.id.to_hex()), "s still asks for kind 1");
     client.send(request("COUNT", "", &[json!({})])).await;
     client.closed("").await;
+}
+
+/// The common questions of NIP-45 come with registers, which are those of the authors that were counted: the oracle walks
+/// NIP-45's steps over the keys of the events that a REQ brings. Deleted events leave no trace in them (T39).
+#[tokio::test]
+async fn t39_registers_of_the_authors_counted() {
+    let relay = Relay::start().await;
+    let mut client = relay.client().await;
+    let target = Keys::new(1_000).note(NOW, "target").id.to_hex();
+    let reactions: Vec<Event> =
+        (0..300).map(|n| Keys::new(n % 200).draft(7, NOW + n).tag(["e", &target]).sign()).collect();
+    client.store_all(&reactions).await;
+    let deleted = Keys::new(199).deletion(NOW, &[("e", &reactions[199].id.to_hex())]);
+    client.store(&deleted).await;
+    let question = json!({"#e": [target], "kinds": [7]});
+    let mut all = question.clone();
+    all["limit"] = json!(1_000);
+    let found = client.query(all).await.events;
+    let body = client.count_body(std::slice::from_ref(&question)).await;
+    assert_eq!((body["count"].as_u64(), found.len()), (Some(299), 299));
+    assert_eq!(body["hll"], json!(registers(&target, &found)));
+    let mut narrowed = question.clone();
+    narrowed["since"] = json!(NOW + 250);
+    assert_eq!(client.count_body(&[narrowed]).await["hll"], json!(registers(&target, &found[..50])));
+    for without in [
+        vec![json!({"kinds": [7]})],
+        vec![question.clone(), question.clone()],
+        vec![json!({"#e": [target, "0".repeat(64)]})],
+    ] {
+        assert!(client.count_body(&without).await["hll"].is_null(), "{without:?}");
+    }
+    assert_eq!(client.count_body(&[json!({"#e": ["0".repeat(64)]})]).await["hll"], json!("0".repeat(512)));
+}
+
+/// NIP-45's registers for a target in hex, by the letter of its text.
+fn registers(target: &str, events: &[Value]) -> String {
+    let offset = usize::from_str_radix(&target[32..33], 16).unwrap() + 8;
+    let mut registers = [0u8; 256];
+    for event in events {
+        let key = event["pubkey"].as_str().unwrap();
+        let byte = |at: usize| u8::from_str_radix(&key[2 * at..2 * at + 2], 16).unwrap();
+        let bits: String = (offset + 1..32).map(|at| format!("{:08b}", byte(at))).collect();
+        let value = bits.find('1').map_or(bits.len(), |at| at) as u8 + 1;
+        let register = &mut registers[usize::from(byte(offset))];
+        *register = value.max(*register);
+    }
+    registers.iter().map(|register| format!("{register:02x}")).collect()
 }

@@ -1,11 +1,17 @@
 //! NIP-62, requests to vanish: the key's events leave, bytes included, and stay out.
 
+use std::process::Stdio;
+
+use crate::support::binary::{Binary, lines};
 use crate::support::paths::History;
 use crate::support::relay::SERVICE_URL;
-use crate::support::stores::holds;
-use crate::support::{Keys, NOW, Relay, ids};
+use crate::support::stores::{holds, open_store};
+use crate::support::{Keys, NOW, Relay, ids, verified};
 use serde_json::json;
 use sledge::protocol::Event;
+use sledge::protocol::supersede::Verdict;
+use sledge::store::embedded::EmbeddedStore;
+use sledge::store::{Removal, Store};
 
 const VANISHED: &str = "blocked: ";
 
@@ -112,4 +118,58 @@ async fn t14_vanished_bytes_are_gone_before_the_ok() {
     client.store(&vanish(&keys, NOW, SERVICE_URL)).await;
     assert!(words.iter().all(|words| !holds(relay.dir(), words)));
     assert_eq!(client.query_ids(json!({"kinds": [1, 1_059]})).await, ids([]));
+}
+
+/// An author of more events than one write takes out: a process that ends half-way leaves a sound store without the
+/// request, which was not answered; sent again it takes the rest, from the disk too, and holds.
+#[test]
+fn t14_a_large_author_vanishes_in_portions_that_a_crash_may_part() {
+    let binary = Binary::new();
+    let (author, friend) = (Keys::new(1), Keys::new(2));
+    let secret = |n: u64| format!("a secret of the one who vanishes, number {n}");
+    let notes: Vec<_> = (0..2_300).map(|n| author.note(NOW + n, &secret(n))).collect();
+    let wrap = |n| friend.draft(1059, NOW + n).tag(["p", &author.hex()]).content(secret(n)).sign();
+    let wraps: Vec<_> = (0..50).map(wrap).collect();
+    let others: Vec<_> = (0..10).map(|n| friend.draft(1, NOW + n).tag(["p", &author.hex()]).sign()).collect();
+    binary.import(notes.iter().chain(&wraps).chain(&others));
+    let request = author.draft(62, NOW + 5_000).tag(["relay", "ALL_RELAYS"]).sign();
+    let file = binary.file("request.jsonl", lines([&request]));
+
+    for left in [2_300 - 1_000 + 60, 2_300 - 2_000 + 60] {
+        let mut command = binary.command(&["import", &file]);
+        let ended = command.env("SLEDGE_FAULT", "vanish.portion").stderr(Stdio::null()).status().unwrap();
+        assert!(!ended.success(), "{ended}");
+        assert_eq!(binary.exported_ids().len(), left);
+        let verified = binary.run(&["verify"]);
+        assert_eq!(verified.code, Some(0), "{verified:?}");
+    }
+    binary.import([&request]);
+    let mut expected = ids(others.iter().chain([&request]));
+    expected.sort();
+    assert_eq!(binary.exported_ids(), expected);
+    assert_eq!(binary.run(&["verify"]).code, Some(0));
+    assert!(!holds(binary.data(), "a secret of the one"), "the bytes are gone");
+    binary.run_with(&["import", "-"], lines(&notes).as_bytes());
+    assert_eq!(binary.exported_ids(), expected, "and they stay away");
+}
+
+/// A request that the operator deletes holds no longer, at once and after a restart; an earlier one of the same key does.
+#[test]
+fn t14_a_deleted_request_to_vanish_holds_no_longer() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open_store(dir.path());
+    let author = Keys::new(1);
+    let request = |at| author.draft(62, at).tag(["relay", "ALL_RELAYS"]).sign();
+    let (early, late) = (request(NOW + 10), request(NOW + 100));
+    let apply = |store: &EmbeddedStore, event: &Event| store.apply(&[verified(event)], NOW + 200).unwrap().verdicts[0];
+    assert_eq!([&early, &late].map(|request| apply(&store, request)), [Verdict::Store; 2]);
+    let (old, newer) = (author.note(NOW + 5, "before both"), author.note(NOW + 50, "between them"));
+    assert_eq!([&old, &newer].map(|note| apply(&store, note)), [Verdict::Vanished; 2]);
+    assert_eq!(store.remove(&[late.id], Removal::Operator).unwrap(), 1);
+    assert_eq!([&old, &newer].map(|note| apply(&store, note)), [Verdict::Vanished, Verdict::Store]);
+    drop(store);
+    let store = open_store(dir.path());
+    assert_eq!(apply(&store, &old), Verdict::Vanished);
+    assert_eq!(store.remove(&[early.id], Removal::Operator).unwrap(), 1);
+    assert_eq!(apply(&store, &old), Verdict::Store);
 }

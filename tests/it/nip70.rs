@@ -58,7 +58,7 @@ async fn reposts_of_protected_events_are_refused() {
     }
 }
 
-/// Import refuses them too: what it stored would be served to all.
+/// Import leaves them out, unless it is told that they are the operator's own.
 #[tokio::test]
 async fn protected_events_are_not_imported() {
     let keys = Keys::new(1);

@@ -162,6 +162,56 @@ fn the_quota_evicts_the_oldest_first() {
     assert!(!refused(&store, &old), "other rules do");
 }
 
+/// Kinds that the rules name make room first, the oldest of them first, however old the others are; with none of them
+/// left it is the turn of the others. Each is refused as far back as its own were evicted.
+#[test]
+fn named_kinds_make_room_before_all_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let author = Keys::new(1);
+    let rules = rules("rules = [{ kinds = [7] }, { kinds = [\"1000-1999\"] }, { kinds = [30023], evict = false }]");
+    let long = "x".repeat(1_000);
+    let event = |kind: u16, at: u64| author.draft(kind, at).tag(["d", &at.to_string()]).content(&long).sign();
+    let notes: Vec<_> = (0..50).map(|n| event(1, 100 + n)).collect();
+    let articles: Vec<_> = (0..10).map(|n| event(30_023, 10 + n)).collect();
+    let named: Vec<_> = (0..50).map(|n| event(if n % 3 == 0 { 1_984 } else { 7 }, 1_000 + n)).collect();
+    let free = open(dir.path(), &Rules::default(), 0);
+    for events in [&notes, &articles, &named] {
+        store_all(&free, events);
+    }
+    let bytes = free.stats().live_bytes();
+    drop(free);
+    let kept = |store: &EmbeddedStore, range: std::ops::Range<u64>| {
+        dates(store).into_iter().rev().filter(|at| range.contains(at)).collect::<Vec<_>>()
+    };
+
+    let store = Arc::new(open(dir.path(), &rules, bytes * 85 / 100));
+    let removed = retain(&store, NOW);
+    assert!((24..40).contains(&removed), "{removed}");
+    assert_eq!(
+        kept(&store, 1_000..2_000),
+        (1_000 + removed as u64..1_050).collect::<Vec<_>>(),
+        "the oldest named went"
+    );
+    assert_eq!(kept(&store, 0..1_000).len(), 60, "no other went");
+    let reach = 1_000 + removed as u64 - 1;
+    assert_eq!((stats(&store).named_evicted_up_to, stats(&store).evicted_up_to), (reach, 0));
+    assert!(
+        refused(&store, &event(7, reach)) && refused(&store, &event(1_000, 5)) && !refused(&store, &event(7, 3_000))
+    );
+    assert!(!refused(&store, &event(1, 5)) && !refused(&store, &event(30_023, 5)));
+    drop(store);
+
+    let store = Arc::new(open(dir.path(), &rules, bytes / 2));
+    assert!(refused(&store, &event(7, reach)), "a restart changes nothing");
+    retain(&store, NOW);
+    assert_eq!(kept(&store, 1_000..2_000), [0; 0], "no named kind is left");
+    let notes = kept(&store, 100..1_000);
+    assert_eq!(notes, (150 - notes.len() as u64..150).collect::<Vec<_>>(), "then the oldest of the others");
+    assert!(!notes.is_empty() && notes.len() < 50);
+    assert_eq!(kept(&store, 0..100).len(), 10, "what a rule protects stays");
+    assert!(refused(&store, &event(1, 150 - notes.len() as u64 - 1)) && !refused(&store, &event(1, 200)));
+}
+
 /// Compaction gives the space of what was evicted back to the disk; with a quarter of the quota free, old events may
 /// come again.
 #[test]

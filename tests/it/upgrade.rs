@@ -4,17 +4,21 @@
 //! `SLEDGE_WRITE_FIXTURE=1 cargo test --test it upgrade` writes the folder of the present schema, once, when it lands.
 
 use std::fs;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
 use sledge::protocol::Event;
 use sledge::protocol::supersede::Verdict;
 use sledge::store::embedded::{EmbeddedStore, Options};
+use sledge::store::fault::REBUILD_POINTS;
 use sledge::store::log::FORMAT_VERSION;
 use sledge::store::schema::SCHEMA_VERSION;
 use sledge::store::verify::verify;
 use sledge::store::{Store, StoreError};
 
-use crate::support::stores::{all, open_store, query, read, row_ids};
+use crate::support::binary::Binary;
+use crate::support::stores::{all, generations, open_store, query, read, row_ids};
 use crate::support::{Keys, NOW, Reference, ids, verified};
 
 const WRITE: &str = "SLEDGE_WRITE_FIXTURE";
@@ -111,4 +115,72 @@ fn a_newer_log_is_refused_by_name() {
     };
     assert!(error.contains(&format!("log format {}", FORMAT_VERSION + 1)), "{error}");
     assert_eq!(fs::read(&log).unwrap(), bytes);
+}
+
+/// Makes the index look as if a version of sledge had written it whose schema came before the first.
+fn make_index_old(data: &Path) {
+    let meta = generations(data)[0].join("index.meta");
+    let mut bytes = fs::read(&meta).unwrap();
+    bytes.truncate(bytes.len() - 4);
+    assert_eq!(u32::from(bytes[0]), SCHEMA_VERSION, "the version comes first");
+    bytes[0] = 0;
+    bytes.extend_from_slice(&crc32fast::hash(&bytes).to_le_bytes());
+    fs::write(&meta, bytes).unwrap();
+}
+
+/// The events of a relay's life with replacements and deletions, and more of them than one run of the index holds.
+fn busy_history() -> Vec<Event> {
+    let authors = [1, 2, 3].map(Keys::new);
+    let mut events = Vec::new();
+    for n in 0..150 {
+        let author = &authors[n % 3];
+        let now = NOW + n as u64;
+        events.push(author.draft(1, now).tag(["t", "x"]).content(n.to_string()).sign());
+        match n % 5 {
+            0 => events.push(author.draft(0, now).content(n.to_string()).sign()),
+            1 => events.push(author.draft(30_023, now).tag(["d", "a"]).sign()),
+            2 => events.push(author.deletion(now, &[("e", &events[events.len() / 2].id.to_hex())])),
+            _ => {}
+        }
+    }
+    events
+}
+
+/// A process that ends while it builds the index again, for a newer schema or another engine, leaves a store that the
+/// next start brings to its end: at each step of the rebuilding, early and late.
+#[test]
+fn dying_in_the_middle_of_a_rebuild_is_no_loss() {
+    let binary = Binary::new();
+    let settings = |engine| format!("[storage]\nindex = \"{engine}\"\nindex_run_entries_max = 300\n");
+    binary.configure(&settings("sled"));
+    binary.import(&busy_history());
+    let expected = binary.export();
+    assert!(expected.len() > 100);
+    let mut engines = ["fjall", "sled"].into_iter().cycle();
+    let merging = ["meta.bloom_saved", "meta.written", "file.written", "file.renamed"];
+    for point in REBUILD_POINTS.iter().copied().chain(merging) {
+        for times in [1, 40, 180] {
+            // In turn an index of an older schema, and one of the other engine.
+            if times == 1 {
+                make_index_old(binary.data());
+            } else {
+                binary.configure(&settings(engines.next().expect("it is endless")));
+            }
+            let fault = format!("{point}:{times}");
+            let mut command = binary.command(&["count", "{}"]);
+            command.env("SLEDGE_FAULT", &fault).stdout(Stdio::null()).stderr(Stdio::null());
+            let ended = command.status().unwrap();
+            if times > 1 && ended.success() {
+                break; // passed less often
+            }
+            const ABORTED: i32 = 6;
+            assert!(
+                ended.signal() == Some(ABORTED) || (times > 1 && ended.success()),
+                "{fault} was not reached: {ended}"
+            );
+            assert_eq!(binary.export(), expected, "{fault}");
+            let verified = binary.run(&["verify"]);
+            assert_eq!(verified.code, Some(0), "{fault}: index and log differ: {verified:?}");
+        }
+    }
 }

@@ -38,12 +38,12 @@ pub struct Chunks<T>(Receiver<io::Result<Receiver<CheckedChunk<T>>>>);
 
 type Job<T> = (Chunk, SyncSender<CheckedChunk<T>>);
 
-/// Starts the threads. They end with the input, or soon after the [`Chunks`] are dropped; a read that blocks then is
+/// Starts the threads. Protected events (NIP-70) go no further unless they are wanted. The threads end with the input, or soon after the [`Chunks`] are dropped; a read that blocks then is
 /// left to the end of the process.
 ///
 /// # Errors
 /// When the system gives no threads.
-pub fn start<T, C>(lines: Lines, check: C) -> io::Result<Chunks<T>>
+pub fn start<T, C>(lines: Lines, protected: bool, check: C) -> io::Result<Chunks<T>>
 where
     T: Send + 'static,
     C: Fn(Event) -> Result<T, Refused> + Send + Sync + 'static,
@@ -52,6 +52,7 @@ where
     // One chunk a thread to work on, one that waits.
     let (order, ordered) = sync_channel(2 * threads);
     let (work, jobs) = sync_channel::<Job<T>>(threads);
+    let check = move |event: Event| if !protected && event.is_protected() { Err(guarded()) } else { check(event) };
     let (jobs, check) = (Arc::new(Mutex::new(jobs)), Arc::new(check));
     for _ in 0..threads {
         let (jobs, check) = (Arc::clone(&jobs), Arc::clone(&check));
@@ -104,6 +105,11 @@ fn parse(text: &[u8]) -> Result<Event, Refused> {
     Event::from_json(text).map_err(|error| refused(Outcome::Unreadable, &format!("no event: {error}")))
 }
 
+/// Why an event with `["-"]` is left out.
+fn guarded() -> Refused {
+    refused(Outcome::Refused, "blocked: only its author may publish this event; --protected imports it")
+}
+
 /// Shorthand.
 pub fn refused(outcome: Outcome, reason: &str) -> Refused {
     Refused { outcome, reason: reason.to_owned() }
@@ -151,7 +157,7 @@ mod tests {
             at if at % 10 == 0 => Err(refused(Outcome::Refused, "a round number")),
             at => Ok(at),
         };
-        let chunks = start(Lines::new(Cursor::new(input), 1_000).unwrap(), check).unwrap();
+        let chunks = start(Lines::new(Cursor::new(input), 1_000).unwrap(), false, check).unwrap();
         let mut all = Vec::new();
         loop {
             match chunks.next(Duration::from_secs(60)).unwrap() {

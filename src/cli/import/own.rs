@@ -28,6 +28,8 @@ pub struct Import<'a> {
     pub store: Arc<dyn Store>,
     /// What time it is.
     pub clock: Clock,
+    /// Whether protected events (NIP-70) are wanted too.
+    pub protected: bool,
     /// Looked at between batches.
     pub interrupt: Interrupt,
 }
@@ -48,7 +50,7 @@ impl Import<'_> {
             .map_err(|error| Error::Failed(error.to_string()))?;
         let ingest = Ingest::new(Arc::clone(self.config), Arc::clone(&self.store), Arc::new(policy));
         let clock = self.clock.clone();
-        let chunks = check::start(lines, move |event| check_event(&ingest, event, clock.now()))
+        let chunks = check::start(lines, self.protected, move |event| check_event(&ingest, event, clock.now()))
             .map_err(|error| Error::Failed(format!("cannot start threads: {error}")))?;
         let mut batch = Batch::default();
         loop {
@@ -137,7 +139,7 @@ mod tests {
     ) -> (Result<Ended, Failure>, Tally, Vec<String>) {
         let opened = store::open_or_create(config).unwrap();
         let clock = Clock::manual(Arc::new(AtomicU64::new(1_000)));
-        let import = Import { config, store: opened.clone(), clock, interrupt };
+        let import = Import { config, store: opened.clone(), clock, protected: false, interrupt };
         let mut said = Vec::new();
         let mut say = |text: &str| said.push(text.to_owned());
         let mut report = Report::new(&mut say);

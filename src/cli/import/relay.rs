@@ -12,7 +12,7 @@ use super::lines::Lines;
 use super::tally::{Outcome, Report};
 use super::{Ended, Failure};
 use crate::cli::interrupt::Interrupt;
-use crate::cli::remote::{self, Link};
+use crate::cli::remote::{self, Door, Link};
 use crate::error::Error;
 use crate::protocol::supersede::Verdict;
 use crate::protocol::{Event, EventId, message};
@@ -32,20 +32,22 @@ struct Outgoing {
 
 /// Reads to the end and sends all; an interruption waits for the answers that are due.
 pub fn run(
-    url: &str,
+    door: &Door,
     lines: Lines,
+    protected: bool,
     message_bytes_max: usize,
     interrupt: Interrupt,
     report: &mut Report,
 ) -> Result<Ended, Failure> {
-    let chunks = check::start(lines, move |event| prepare(&event, message_bytes_max)).map_err(no_threads)?;
+    let chunks = check::start(lines, protected, move |event| prepare(&event, message_bytes_max)).map_err(no_threads)?;
     let (tell, input) = mpsc::channel(1);
     let forward = std::thread::Builder::new().name("forward".to_owned());
     forward.spawn(move || forward_chunks(&chunks, &tell)).map_err(no_threads)?;
     let mut broken = None;
     let ended = remote::block_on(async {
-        let link = Link::connect(url).await?;
-        let mut sending = Sending { url, link, waiting: VecDeque::new(), unanswered: HashMap::new(), count: 0, report };
+        let link = Link::connect(door).await?;
+        let mut sending =
+            Sending { url: door.url(), link, waiting: VecDeque::new(), unanswered: HashMap::new(), count: 0, report };
         sending.run(input, interrupt, &mut broken).await
     });
     match broken {
@@ -260,7 +262,7 @@ mod tests {
             let mut say = |text: &str| said.push(text.to_owned());
             let mut report = Report::new(&mut say);
             let (_tell, interrupt) = Interrupt::by_hand();
-            let ended = run(&relay.url, input, 500_000, interrupt, &mut report);
+            let ended = run(&Door::public(&relay.url), input, false, 500_000, interrupt, &mut report);
             assert!(matches!(ended, Ok(Ended::Whole)), "{ended:?}");
             let tally = report.tally;
             said.sort();
@@ -283,7 +285,8 @@ mod tests {
         let input = Cursor::new(testing::json(&testing::note(1, "")));
         let mut say = |_: &str| {};
         let mut report = Report::new(&mut say);
-        let ended = run(&relay.url, Lines::new(input, 100_000).unwrap(), 500_000, interrupt, &mut report);
+        let ended =
+            run(&Door::public(&relay.url), Lines::new(input, 100_000).unwrap(), false, 500_000, interrupt, &mut report);
         assert!(matches!(ended, Ok(Ended::Interrupted)), "{ended:?}");
         assert_eq!(report.tally.lines(), relay.store.stats().events);
     }

@@ -232,6 +232,17 @@ impl BufferedIndex {
         self.merge_now(&|| Instant::now() >= deadline)
     }
 
+    /// Has the merge thread end soon, and does not wait for it. The index takes no more changes.
+    pub fn ask_to_stop(&self) {
+        drop(self.shared.ask_merger_to_stop(Instant::now()));
+    }
+
+    /// Ends the merge thread, and merges nothing more. False when it hangs in the engine.
+    #[must_use]
+    pub fn stop(&self) -> bool {
+        self.stop_thread(Instant::now())
+    }
+
     /// Ends the merge thread. False when it did not end until a little beyond `deadline`.
     fn stop_thread(&self, deadline: Instant) -> bool {
         let ended = self.shared.stop_merger(deadline);
@@ -431,10 +442,15 @@ impl Shared {
     }
 
     /// Tells the merge thread to end and waits until it has, a little beyond `deadline`.
-    fn stop_merger(&self, deadline: Instant) -> bool {
+    fn ask_merger_to_stop(&self, deadline: Instant) -> MutexGuard<'_, Merger> {
         let mut merger = self.merger();
         merger.deadline = Some(merger.deadline.map_or(deadline, |set| set.min(deadline)));
         self.merger_changed.notify_all();
+        merger
+    }
+
+    fn stop_merger(&self, deadline: Instant) -> bool {
+        let mut merger = self.ask_merger_to_stop(deadline);
         while merger.running {
             let left = (deadline + CLOSE_GRACE).saturating_duration_since(Instant::now());
             if left.is_zero() {

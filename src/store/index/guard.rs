@@ -73,6 +73,11 @@ pub(super) fn mark_damaged(dir: &Path, why: &str) {
     let _ = fs::write(dir.join(DAMAGED_FILE), why);
 }
 
+/// Takes the note back.
+pub(super) fn unmark_damaged(dir: &Path) {
+    let _ = fs::remove_file(dir.join(DAMAGED_FILE)); // where it stays, the index is rebuilt, which does no harm
+}
+
 /// Refuses files that have failed in use.
 pub(super) fn refuse_marked(dir: &Path) -> Result<(), IndexError> {
     match fs::read(dir.join(DAMAGED_FILE)) {

@@ -8,6 +8,7 @@
 //! [`Index`] is the boundary: an [`Engine`], [`sled`] or [`fjall`], stands behind it and
 //! [`buffer`] in front. What the keys mean is the business of the schema, not of this folder.
 
+mod ballast;
 pub mod bloom;
 pub mod buffer;
 pub mod fjall;
@@ -268,7 +269,7 @@ impl IndexError {
     pub(super) fn is_for_want_of_room(&self) -> bool {
         match self {
             IndexError::NoRoom { .. } | IndexError::DiskFull => true,
-            IndexError::Io { source, .. } => source.kind() == io::ErrorKind::StorageFull,
+            IndexError::Io { source, .. } => ballast::is_for_want_of_room(source),
             _ => false,
         }
     }

@@ -11,6 +11,9 @@
 //! - After a failed flush the next one waits for ever, and the thread that flushes at
 //!   closing aborts the process when it fails. So after any failure the engine is
 //!   *damaged*: it answers nothing more, and its handle is leaked instead of closed.
+//!   Only where the disk was full, the files are as sound as after a crash: they move
+//!   into another folder (see [`folder`]) and are opened again, so that reading goes on.
+//! - It writes when it is opened. So a [`Ballast`] is kept for a disk that is full then.
 //! - `flush_every_ms(None)` flushes on every dropped handle, also on those inside
 //!   iterators. So it is given an interval that never passes.
 //! - A forward range with an upper bound goes on reading behind the bound. So ranges are
@@ -23,15 +26,18 @@
 //!
 //! Opening runs the external command `sync`; where there is none, sled only warns.
 
+mod folder;
+
 use std::fs;
 use std::io;
 use std::mem;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::ballast::{self, Ballast};
 use super::{Change, Index, IndexError, Key, Value, guard};
 
 /// Entries in a leaf. 128 makes a missed read cost 16-23 µs; 1,024 would make it 143.
@@ -51,8 +57,12 @@ const REOPEN_LOCK_PATIENCE: Duration = Duration::from_secs(5);
 /// How often it tries again.
 const REOPEN_LOCK_PAUSE: Duration = Duration::from_millis(10);
 
-/// The folder of the database, within ours.
-const DATABASE_DIR: &str = "sled";
+/// The ballast is this much and a part of the index that opening writes anew: its list of leaves (1 MB of 127).
+const BALLAST_BYTES_MIN: u64 = 256 * 1024;
+const INDEX_BYTES_PER_BALLAST: u64 = 32;
+/// How often a database that was lost to a full disk is opened again, since each time its memory is lost too.
+const RESCUES_MAX: u32 = 8;
+
 /// The file with the number of the last durable run, as decimal text.
 const LAST_RUN_FILE: &str = "last-run";
 /// The tree with the number of the last run, under the empty key.
@@ -65,12 +75,15 @@ pub struct SledIndex {
     dir: PathBuf,
     cache_bytes: u64,
     open_timeout: Duration,
+    ballast: Ballast,
     /// Readers and the writer hold it for reading; reopening takes it for writing.
     state: RwLock<State>,
     /// Number of the last run; held by the one who writes a run.
     last_run: Mutex<u64>,
     /// Leaves flushed since the database was opened, which is what it keeps in memory.
     written_leaves: AtomicU64,
+    /// How often the database was opened again after it was lost to a full disk.
+    rescues: AtomicU32,
 }
 
 enum State {
@@ -103,7 +116,8 @@ impl SledIndex {
         fs::create_dir_all(dir).map_err(|source| IndexError::Io { what: "making the index directory", source })?;
         guard::refuse_marked(dir)?;
         let run_on_file = guard::read_number(&dir.join(LAST_RUN_FILE))?;
-        let (db, run_in_database) = open_within(dir, cache_bytes, open_timeout)?;
+        let ballast = Ballast::of(dir);
+        let (db, run_in_database) = open_with_ballast(dir, cache_bytes, open_timeout, &ballast)?;
         // A crash between the two leaves the database one ahead; behind, it has lost a run.
         if run_in_database < run_on_file {
             mem::forget(db);
@@ -114,13 +128,24 @@ impl SledIndex {
             dir: dir.to_owned(),
             cache_bytes,
             open_timeout,
+            ballast,
             state: RwLock::new(State::Open(Handles::new(db))),
             last_run: Mutex::new(run_in_database),
             written_leaves: AtomicU64::new(0),
+            rescues: AtomicU32::new(0),
         })
     }
 
-    /// Runs `work` on a handle of its own. Any failure damages the engine for good.
+    /// Reads, and reads again where the database was lost to a full disk and has been opened again.
+    fn read<T>(&self, mut work: impl FnMut(&Db) -> io::Result<T>) -> Result<T, IndexError> {
+        match self.with_db(&mut work) {
+            Err(error) if error.is_for_want_of_room() => self.with_db(&mut work),
+            read => read,
+        }
+    }
+
+    /// Runs `work` on a handle of its own. A failure for want of room leaves the engine as after a crash, open again;
+    /// any other damages it for good.
     fn with_db<T>(&self, work: impl FnOnce(&Db) -> io::Result<T>) -> Result<T, IndexError> {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
         let handles = match &*state {
@@ -134,11 +159,46 @@ impl SledIndex {
                 Ok(answer)
             }
             Err(error) => {
+                let rescues = self.rescues.load(Ordering::Relaxed);
                 drop(state);
                 mem::forget(db);
-                Err(self.damage(&error))
+                if !ballast::is_for_want_of_room(&error) {
+                    return Err(self.damage(&error));
+                }
+                self.rescue(rescues)?;
+                Err(IndexError::Io { what: "writing the index", source: error })
             }
         }
+    }
+
+    /// Opens a database again that was lost to a full disk, unless another thread has done so since there were
+    /// `rescues_before`.
+    fn rescue(&self, rescues_before: u32) -> Result<(), IndexError> {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        let State::Open(_) = &*state else { return Err(IndexError::DiskFull) };
+        if self.rescues.load(Ordering::Relaxed) != rescues_before {
+            return Ok(());
+        }
+        let lost =
+            mem::replace(&mut *state, State::Damaged("its disk was full, and it could not be opened again".into()));
+        if let State::Open(handles) = lost {
+            mem::forget(handles); // sled would end the process
+        }
+        if rescues_before >= RESCUES_MAX {
+            return Err(IndexError::DiskFull);
+        }
+        self.rescues.store(rescues_before + 1, Ordering::Relaxed);
+        self.ballast.give_up();
+        // Half a move must not be opened: it lacks some of its leaves.
+        guard::mark_damaged(&self.dir, "it was being moved away from a database that was lost to a full disk");
+        let moved = folder::move_on(&self.dir, &folder::find(&self.dir));
+        moved.map_err(|source| IndexError::Io { what: "moving the index", source })?;
+        guard::unmark_damaged(&self.dir);
+        let (db, _) = open_with_ballast(&self.dir, self.cache_bytes, self.open_timeout, &self.ballast)?;
+        *state = State::Open(Handles::new(db));
+        self.written_leaves.store(0, Ordering::Relaxed);
+        tracing::warn!(dir = %self.dir.display(), "the disk was full while the index was written; it was opened again");
+        Ok(())
     }
 
     fn damage(&self, error: &io::Error) -> IndexError {
@@ -198,7 +258,7 @@ impl SledIndex {
         }
         drop(mem::replace(&mut *state, State::Damaged("it could not be opened again".into())));
         let opened = loop {
-            match open_within(&self.dir, self.cache_bytes, self.open_timeout) {
+            match open_with_ballast(&self.dir, self.cache_bytes, self.open_timeout, &self.ballast) {
                 // A thread of sled may hold the lock a moment longer than its handles.
                 Err(IndexError::Io { source, .. })
                     if source.kind() == io::ErrorKind::WouldBlock && started.elapsed() < REOPEN_LOCK_PATIENCE =>
@@ -220,17 +280,21 @@ impl SledIndex {
             db.open_tree(LAST_RUN_TREE)?.insert([], &number.to_le_bytes()[..])?;
             self.flush(db)
         })?;
-        guard::write_number(&self.dir.join(LAST_RUN_FILE), number)
+        guard::write_number(&self.dir.join(LAST_RUN_FILE), number)?;
+        self.ballast.fill(ballast_bytes(self.bytes_on_disk()));
+        Ok(())
     }
 }
 
 impl Index for SledIndex {
     fn get(&self, key: &[u8]) -> Result<Option<Value>, IndexError> {
-        self.with_db(|db| db.get(key)?.map(|value| guard::checked_value(&value)).transpose())
+        self.read(|db| db.get(key)?.map(|value| guard::checked_value(&value)).transpose())
     }
 
     fn scan(&self, from: &[u8], to: &[u8], limit: usize, out: &mut Vec<(Key, Value)>) -> Result<(), IndexError> {
-        self.with_db(|db| {
+        let before = out.len();
+        self.read(|db| {
+            out.truncate(before);
             for entry in db.range(from..).take(limit) {
                 let (key, value) = entry?;
                 if &*key >= to {
@@ -257,7 +321,7 @@ impl Index for SledIndex {
     }
 
     fn bytes_on_disk(&self) -> u64 {
-        guard::bytes_below(&self.dir)
+        guard::bytes_below(&self.dir).saturating_sub(self.ballast.bytes())
     }
 }
 
@@ -296,10 +360,28 @@ fn write(db: &Db, (key, value): &Change) -> io::Result<()> {
     Ok(())
 }
 
-/// Opens and probes within the time limit.
+/// Opens and probes within the time limit; on a full disk in the place of the ballast, which is then made again.
+fn open_with_ballast(
+    dir: &Path,
+    cache_bytes: u64,
+    timeout: Duration,
+    ballast: &Ballast,
+) -> Result<(Db, u64), IndexError> {
+    let opened = match open_within(dir, cache_bytes, timeout) {
+        Err(error) if error.is_for_want_of_room() && ballast.give_up() => open_within(dir, cache_bytes, timeout),
+        opened => opened,
+    };
+    ballast.fill(ballast_bytes(guard::bytes_below(dir).saturating_sub(ballast.bytes())));
+    opened
+}
+
+fn ballast_bytes(index_bytes: u64) -> u64 {
+    BALLAST_BYTES_MIN + index_bytes / INDEX_BYTES_PER_BALLAST
+}
+
 fn open_within(dir: &Path, cache_bytes: u64, timeout: Duration) -> Result<(Db, u64), IndexError> {
     let mut config = sled::Config::new()
-        .path(dir.join(DATABASE_DIR))
+        .path(folder::find(dir))
         .cache_capacity_bytes(usize::try_from(cache_bytes).unwrap_or(usize::MAX))
         .zstd_compression_level(ZSTD_LEVEL)
         .flush_every_ms(Some(FLUSH_EVERY_MS));

@@ -11,7 +11,6 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
-use tokio_tungstenite::tungstenite::handshake::client::Request;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error, Message};
 
@@ -59,7 +58,11 @@ impl Client {
 
     /// Connects to `addr` in the belief that it is `url`.
     pub async fn connect_as(addr: SocketAddr, url: &str) -> Client {
-        let request = url.into_client_request().expect("a URL");
+        Client::connect_with(addr, url).await
+    }
+
+    /// Connects to `addr` with this request.
+    pub async fn connect_with(addr: SocketAddr, request: impl IntoClientRequest + Unpin) -> Client {
         Client::open(addr, request).await.expect("the relay speaks WebSocket")
     }
 
@@ -70,7 +73,7 @@ impl Client {
         Client::open(addr, request).await.ok()
     }
 
-    async fn open(addr: SocketAddr, request: Request) -> Result<Client, Error> {
+    async fn open(addr: SocketAddr, request: impl IntoClientRequest + Unpin) -> Result<Client, Error> {
         let stream = soon("the connection", TcpStream::connect(addr)).await.expect("the relay listens");
         stream.set_nodelay(true).expect("a socket option");
         // The tests send frames that are too large on purpose; only the relay's limits are under test.
