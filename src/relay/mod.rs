@@ -8,6 +8,7 @@ pub mod fanout;
 pub mod ingest;
 pub mod maintenance;
 pub mod outbox;
+pub mod plugin;
 pub mod policy;
 pub mod query;
 pub mod sweeper;
@@ -20,9 +21,10 @@ use std::time::Instant;
 
 pub use clock::Clock;
 use fanout::Fanout;
-use ingest::{Ingest, Rejection, Sender};
+use ingest::{Ingest, Rejection, Sender, Source};
 use maintenance::Maintenance;
 use outbox::{Outbox, Serial};
+use plugin::Plugin;
 use policy::invitations::{self, Question};
 use policy::{Policy, admin};
 use query::{Job, Queries};
@@ -50,6 +52,7 @@ pub struct Relay {
     ingest: Ingest,
     fanout: Arc<Fanout>,
     writer: Writer,
+    plugin: Option<Plugin>,
     queries: Queries,
     maintenance: Maintenance,
     connections: AtomicU64,
@@ -86,8 +89,22 @@ impl Relay {
         writer.enqueue(admin::start_chore(policy.clone()));
         let maintenance = Maintenance::start(store.clone(), &config.storage)?;
         let ingest = Ingest::new(config.clone(), store.clone(), policy.clone());
+        let plugin = if config.plugin.is_set() { Some(Plugin::start(config.plugin.clone())?) } else { None };
         let connections = AtomicU64::new(0);
-        Ok(Relay { config, store, clock, policy, gate, ingest, fanout, writer, queries, maintenance, connections })
+        Ok(Relay {
+            config,
+            store,
+            clock,
+            policy,
+            gate,
+            ingest,
+            fanout,
+            writer,
+            plugin,
+            queries,
+            maintenance,
+            connections,
+        })
     }
 
     /// The settings.
@@ -129,9 +146,25 @@ impl Relay {
         self.ingest.check(event, sender, self.clock.now())
     }
 
-    /// Queues the submission in `slot` for the writer; see [`Writer::poll_submit`].
+    /// Queues the submission in `slot` for the plugin, if there is one to be asked, else for the writer; leaves the slot
+    /// empty. `Pending` while there is no room; the task is woken then.
     pub fn poll_submit(&self, cx: &mut Context<'_>, slot: &mut Option<Box<Submission>>) -> Poll<()> {
-        self.writer.poll_submit(cx, slot)
+        let Some(submission) = slot else { return Poll::Ready(()) };
+        match self.plugin.as_ref().filter(|_| self.asks_plugin(submission)) {
+            Some(plugin) => {
+                let (bytes, now) = (submission.bytes(), self.clock.now());
+                let ask = || plugin::ask_for(slot.take().expect("it was just there"), self.writer.entrance(), now);
+                plugin.poll_ask(cx, bytes, ask)
+            }
+            None => self.writer.poll_submit(cx, slot),
+        }
+    }
+
+    /// Requests to the relay itself hold an invitation, and are judged by the relay; the operator is asked for only where the
+    /// settings say so.
+    fn asks_plugin(&self, submission: &Submission) -> bool {
+        let by_operator = submission.sender.source != Source::Client;
+        !policy::members::is_request(submission.event.kind) && (!by_operator || self.config.plugin.import)
     }
 
     /// Opens a subscription: its stored events come in pages, then live ones follow. Live events that arrive between
@@ -198,6 +231,9 @@ impl Relay {
     pub fn stop(&self, deadline: Instant) -> Result<(), StoreError> {
         if !self.maintenance.stop(deadline) {
             tracing::warn!("compaction is still busy at the end of the time for stopping; it has changed nothing");
+        }
+        if let Some(plugin) = &self.plugin {
+            plugin.stop();
         }
         if !self.writer.stop(deadline) {
             tracing::warn!("the writer is still busy at the end of the time for stopping");

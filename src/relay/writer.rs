@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::clock::Clock;
 use super::fanout::Fanout;
+use super::ingest::Sender;
 use super::lock;
 use super::outbox::{Outbox, Outgoing};
 use super::policy::admin::{Chore, Desk};
@@ -28,14 +29,18 @@ pub struct Submission {
     pub event: Verified<Event>,
     /// Gets the `OK` once the event is durable.
     pub reply: Arc<Outbox>,
+    /// Who sent it.
+    pub sender: Sender,
 }
 
 impl Submission {
-    fn bytes(&self) -> usize {
+    /// Bytes of the event's JSON.
+    pub fn bytes(&self) -> usize {
         self.event.canonical().json.len()
     }
 
-    fn answer(&self, accepted: bool, text: &str) {
+    /// Sends the `OK`.
+    pub fn answer(&self, accepted: bool, text: &str) {
         self.reply.push(Outgoing::Answer(message::ok(&self.event.id, accepted, text)));
     }
 }
@@ -117,34 +122,12 @@ impl Writer {
     /// Queues the submission in `slot`, leaving it empty. `Pending` while there is no room; the task is woken then.
     /// A stopping relay takes nothing more and answers so.
     pub fn poll_submit(&self, cx: &mut Context<'_>, slot: &mut Option<Box<Submission>>) -> Poll<()> {
-        let Some(submission) = slot.take() else {
-            return Poll::Ready(());
-        };
-        let mut queue = lock(&self.shared.queue);
-        if queue.stopping {
-            drop(queue);
-            submission.answer(false, STOPPING);
-            return Poll::Ready(());
-        }
-        let bytes = submission.bytes();
-        let has_room = queue.submissions.len() < self.shared.events_max
-            && (queue.bytes + bytes <= self.shared.bytes_max || queue.submissions.is_empty());
-        if !has_room {
-            if !queue.blocked.iter().any(|waker| waker.will_wake(cx.waker())) {
-                queue.blocked.push(cx.waker().clone());
-            }
-            *slot = Some(submission);
-            return Poll::Pending;
-        }
-        // The thread waits only on an empty queue, and a needless wake is a system call.
-        let may_wait = queue.submissions.is_empty();
-        queue.bytes += bytes;
-        queue.submissions.push_back(*submission);
-        drop(queue);
-        if may_wait {
-            self.shared.changed.notify_one();
-        }
-        Poll::Ready(())
+        self.shared.poll_submit(cx, slot)
+    }
+
+    /// The way in for threads that may wait.
+    pub fn entrance(&self) -> Entrance {
+        Entrance(self.shared.clone())
     }
 
     /// Has work done on the writer's thread, between batches. A stopping relay drops it.
@@ -178,7 +161,59 @@ impl Drop for Writer {
     }
 }
 
+/// The way in for threads that may wait: it lets them wait for room.
+#[derive(Clone)]
+pub struct Entrance(Arc<Shared>);
+
+impl Entrance {
+    /// Queues a submission.
+    pub fn submit(&self, submission: Box<Submission>) {
+        struct Unpark(std::thread::Thread);
+        impl std::task::Wake for Unpark {
+            fn wake(self: Arc<Self>) {
+                self.0.unpark();
+            }
+        }
+        let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+        let (mut cx, mut slot) = (Context::from_waker(&waker), Some(submission));
+        while self.0.poll_submit(&mut cx, &mut slot).is_pending() {
+            std::thread::park();
+        }
+    }
+}
+
 impl Shared {
+    fn poll_submit(&self, cx: &mut Context<'_>, slot: &mut Option<Box<Submission>>) -> Poll<()> {
+        let Some(submission) = slot.take() else {
+            return Poll::Ready(());
+        };
+        let mut queue = lock(&self.queue);
+        if queue.stopping {
+            drop(queue);
+            submission.answer(false, STOPPING);
+            return Poll::Ready(());
+        }
+        let bytes = submission.bytes();
+        let has_room = queue.submissions.len() < self.events_max
+            && (queue.bytes + bytes <= self.bytes_max || queue.submissions.is_empty());
+        if !has_room {
+            if !queue.blocked.iter().any(|waker| waker.will_wake(cx.waker())) {
+                queue.blocked.push(cx.waker().clone());
+            }
+            *slot = Some(submission);
+            return Poll::Pending;
+        }
+        // The thread waits only on an empty queue, and a needless wake is a system call.
+        let may_wait = queue.submissions.is_empty();
+        queue.bytes += bytes;
+        queue.submissions.push_back(*submission);
+        drop(queue);
+        if may_wait {
+            self.changed.notify_one();
+        }
+        Poll::Ready(())
+    }
+
     fn stop(&self) {
         let mut queue = lock(&self.queue);
         queue.stopping = true;
@@ -267,7 +302,7 @@ enum Outcome {
 impl Batch {
     fn new(submissions: Vec<Submission>) -> Batch {
         let mut batch = Batch::default();
-        for Submission { event, reply } in submissions {
+        for Submission { event, reply, .. } in submissions {
             let is_ephemeral = event.kind.is_ephemeral();
             batch.order.push((reply, is_ephemeral));
             if is_ephemeral { &mut batch.ephemeral } else { &mut batch.stored }.push(event);
@@ -430,7 +465,7 @@ mod tests {
     impl Room {
         fn submit(&self, event: Event) {
             let event = Verified::check(event).unwrap();
-            let mut slot = Some(Box::new(Submission { event, reply: self.outbox.clone() }));
+            let mut slot = Some(Box::new(Submission { event, reply: self.outbox.clone(), sender: Sender::import() }));
             let mut cx = Context::from_waker(Waker::noop());
             assert_eq!(self.writer.poll_submit(&mut cx, &mut slot), Poll::Ready(()));
         }

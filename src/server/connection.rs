@@ -278,8 +278,11 @@ impl Connection {
 
     fn publish(&mut self, event: Event) {
         let id = event.id;
-        match self.relay.check(event, &self.peer.sender(self.ip)) {
-            Ok(event) => self.submission = Some(Box::new(Submission { event, reply: self.outbox.clone() })),
+        let sender = self.peer.sender(self.ip);
+        match self.relay.check(event, &sender) {
+            Ok(event) => {
+                self.submission = Some(Box::new(Submission { event, reply: self.outbox.clone(), sender }));
+            }
             Err(rejection) => {
                 self.frames().text(&message::ok(&id, rejection.is_accepted(), &rejection.to_string()));
                 self.peer.answered();

@@ -34,6 +34,8 @@ mod nip67;
 mod nip70;
 mod nip86;
 mod operator;
+mod plugin;
+mod policy;
 mod powercut;
 mod real_events;
 mod retention;
