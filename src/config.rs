@@ -11,6 +11,7 @@ mod members;
 mod memory;
 mod plugin;
 mod read;
+mod sync;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -25,6 +26,7 @@ pub use members::{Members, Trust};
 pub use memory::Memory;
 pub use plugin::{OnFailure, Plugin};
 pub use read::{ConfigError, Origin};
+pub use sync::Sync;
 
 /// The built-in `sync.toml`: every key with its default, and the reason in a comment.
 pub const DEFAULTS: &str = include_str!("../sync.toml");
@@ -64,6 +66,8 @@ pub struct Config {
     pub storage: Storage,
     /// What is kept, and for how long.
     pub retention: Retention,
+    /// What reconciliation (NIP-77) may cost.
+    pub sync: Sync,
     /// Where these settings were read, for messages.
     #[serde(skip)]
     pub origin: Origin,

@@ -36,7 +36,7 @@ pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
 pub(super) type Range = (&'static str, u64, RangeInclusive<u64>);
 
 fn ranges(config: &Config) -> Vec<Range> {
-    [limit_ranges, storage_ranges, retention_ranges, access::ranges, members::ranges, plugin::ranges]
+    [limit_ranges, storage_ranges, retention_ranges, sync_ranges, access::ranges, members::ranges, plugin::ranges]
         .iter()
         .flat_map(|of| of(config))
         .collect()
@@ -91,6 +91,18 @@ fn retention_ranges(config: &Config) -> Vec<Range> {
     vec![
         ("retention.max_disk_mb", r.max_disk_mb, 0..=MIB * MIB),
         ("retention.max_age_days", r.max_age_days, 0..=AGE_DAYS_MAX),
+    ]
+}
+
+fn sync_ranges(config: &Config) -> Vec<Range> {
+    let s = &config.sync;
+    vec![
+        ("sync.sessions_max", s.sessions_max as u64, 0..=1_000),
+        ("sync.session_records_max", s.session_records_max as u64, 0..=100_000_000),
+        ("sync.records_max", s.records_max as u64, 0..=1_000_000_000),
+        ("sync.session_idle_secs", s.session_idle_secs, 1..=DAY_SECS),
+        // The smallest message of the protocol, in hex.
+        ("sync.message_bytes_max", s.message_bytes_max as u64, 8 * KIB..=8 * MIB),
     ]
 }
 

@@ -1,4 +1,4 @@
-//! The messages of NIP-01, 42 and 45, both ways.
+//! The messages of NIP-01, 42, 45 and 77, both ways.
 //!
 //! Reading never fails into silence: what cannot be read becomes the [`Refusal`] that the client is owed, with the
 //! id that it waits for where one can be made out.
@@ -25,6 +25,12 @@ pub enum ClientMessage {
     Close(SubscriptionId),
     /// Answer to an authentication challenge (NIP-42).
     Auth(Box<Event>),
+    /// Reconcile what matches (NIP-77), beginning with this message.
+    NegOpen(SubscriptionId, Filter, Vec<u8>),
+    /// Go on with a reconciliation.
+    NegMsg(SubscriptionId, Vec<u8>),
+    /// End a reconciliation.
+    NegClose(SubscriptionId),
 }
 
 /// The answer to a message that cannot be acted upon. `text` starts with a prefix of NIP-01.
@@ -44,6 +50,13 @@ pub enum Refusal {
         /// Reason, prefix first.
         text: String,
     },
+    /// `["NEG-ERR", id, text]`.
+    NegErr {
+        /// The reconciliation's id as written.
+        id: String,
+        /// Reason, prefix first.
+        text: String,
+    },
     /// `["NOTICE", text]`: there is no id to answer to.
     Notice(String),
 }
@@ -54,6 +67,7 @@ impl Refusal {
         match self {
             Refusal::Ok { id, text } => array("OK", &[Part::Text(id), Part::Raw("false"), Part::Text(text)]),
             Refusal::Closed { id, text } => array("CLOSED", &[Part::Text(id), Part::Text(text)]),
+            Refusal::NegErr { id, text } => array("NEG-ERR", &[Part::Text(id), Part::Text(text)]),
             Refusal::Notice(text) => notice(text),
         }
     }
@@ -122,6 +136,31 @@ pub fn event_prefix(id: &SubscriptionId) -> String {
     prefix
 }
 
+/// `["NEG-MSG", id, message in hex]` (NIP-77).
+pub fn neg_msg(id: &SubscriptionId, message: &[u8]) -> String {
+    array("NEG-MSG", &[Part::Text(id.as_str()), Part::Text(&faster_hex::hex_string(message))])
+}
+
+/// `["NEG-ERR", id, text]`, with the number of records that would be accepted where too many is the reason (NIP-77).
+pub fn neg_err(id: &SubscriptionId, text: &str, records_max: Option<usize>) -> String {
+    let (id, text) = (Part::Text(id.as_str()), Part::Text(text));
+    match records_max {
+        Some(records_max) => array("NEG-ERR", &[id, text, Part::Raw(&records_max.to_string())]),
+        None => array("NEG-ERR", &[id, text]),
+    }
+}
+
+/// `["NEG-OPEN", id, filter, message in hex]`, as a client begins (NIP-77).
+pub fn neg_open(id: &SubscriptionId, filter_json: &str, message: &[u8]) -> String {
+    let message = faster_hex::hex_string(message);
+    array("NEG-OPEN", &[Part::Text(id.as_str()), Part::Raw(filter_json), Part::Text(&message)])
+}
+
+/// `["NEG-CLOSE", id]`, as a client ends (NIP-77).
+pub fn neg_close(id: &SubscriptionId) -> String {
+    array("NEG-CLOSE", &[Part::Text(id.as_str())])
+}
+
 /// `["EVENT", event]`, as a client publishes.
 pub fn publish(event_json: &str) -> String {
     array("EVENT", &[Part::Raw(event_json)])
@@ -173,7 +212,7 @@ impl<'de> Visitor<'de> for MessageVisitor {
     type Value = Result<ClientMessage, Refusal>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a JSON array that starts with EVENT, REQ, COUNT, CLOSE or AUTH")
+        f.write_str("a JSON array that starts with EVENT, REQ, COUNT, CLOSE, AUTH or NEG-OPEN")
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
@@ -199,9 +238,48 @@ impl<'de> Visitor<'de> for MessageVisitor {
                 };
                 Ok(Ok(ClientMessage::Close(id)))
             }
+            "NEG-OPEN" => neg_open_of(seq),
+            "NEG-MSG" => {
+                let (id, message): (String, String) = (need(&mut seq, NO_ID)?, need(&mut seq, NO_MESSAGE)?);
+                end(seq)?;
+                Ok(neg_id(&id).and_then(|neg| Ok(ClientMessage::NegMsg(neg, from_hex(&id, &message)?))))
+            }
+            "NEG-CLOSE" => {
+                let id: String = need(&mut seq, NO_ID)?;
+                end(seq)?;
+                Ok(neg_id(&id).map(ClientMessage::NegClose))
+            }
             _ => Err(A::Error::custom("unknown verb")),
         }
     }
+}
+
+const NO_ID: &str = "an id is needed";
+const NO_MESSAGE: &str = "a message in hex is needed";
+
+fn neg_open_of<'de, A: SeqAccess<'de>>(mut seq: A) -> Result<Result<ClientMessage, Refusal>, A::Error> {
+    let id: String = need(&mut seq, NO_ID)?;
+    let ReadFilter(filter) = need(&mut seq, "a filter is needed")?;
+    let message: String = need(&mut seq, NO_MESSAGE)?;
+    end(seq)?;
+    Ok(neg_id(&id).and_then(|neg| {
+        let filter = filter.map_err(|error| neg_refusal(&id, &error.to_string()))?;
+        Ok(ClientMessage::NegOpen(neg, filter, from_hex(&id, &message)?))
+    }))
+}
+
+fn neg_id(id: &str) -> Result<SubscriptionId, Refusal> {
+    SubscriptionId::new(id).ok_or_else(|| neg_refusal(id, BAD_SUBSCRIPTION_ID))
+}
+
+fn neg_refusal(id: &str, text: &str) -> Refusal {
+    Refusal::NegErr { id: id.to_owned(), text: text.to_owned() }
+}
+
+fn from_hex(id: &str, hex: &str) -> Result<Vec<u8>, Refusal> {
+    let mut bytes = vec![0; hex.len() / 2];
+    let read = hex.len().is_multiple_of(2) && faster_hex::hex_decode(hex.as_bytes(), &mut bytes).is_ok();
+    if read { Ok(bytes) } else { Err(neg_refusal(id, "invalid: the message is not hex")) }
 }
 
 const BAD_SUBSCRIPTION_ID: &str = "invalid: a subscription id has 1 to 64 characters";
@@ -258,7 +336,11 @@ fn refuse(text: &str, error: &serde_json::Error) -> Refusal {
             Ok(id) => Refusal::Closed { id, text: reason },
             Err(_) => Refusal::Notice(reason),
         },
-        "CLOSE" => Refusal::Notice(reason),
+        "NEG-OPEN" | "NEG-MSG" => match serde_json::from_str::<String>(subject) {
+            Ok(id) => Refusal::NegErr { id, text: reason },
+            Err(_) => Refusal::Notice(reason),
+        },
+        "CLOSE" | "NEG-CLOSE" => Refusal::Notice(reason),
         _ => Refusal::Notice(format!("unsupported: this relay does not know the message {verb:.16}")),
     }
 }
@@ -309,9 +391,28 @@ mod tests {
         refused("[\"REQ\",\"s\",{},{\"kinds\":[\"1\"]}]", "[\"CLOSED\",\"s\",\"invalid: kinds must be ");
         refused("[\"COUNT\",\"s\",{\"search\":\"x\"}]", "[\"CLOSED\",\"s\",\"unsupported: ");
         refused("[\"CLOSE\"]", "[\"NOTICE\",\"invalid: ");
+        refused("[\"NEG-CLOSE\"]", "[\"NOTICE\",\"invalid: ");
+        refused("[\"NEG-OPEN\",1,{},\"61\"]", "[\"NOTICE\",\"invalid: ");
+        refused("[\"NEG-OPEN\",\"n\",{}]", "[\"NEG-ERR\",\"n\",\"invalid: ");
         refused("[\"CLOSE\",\"\"]", "[\"NOTICE\",\"invalid: ");
         refused("[\"REQ\",\"s\",{}]x", "[\"NOTICE\",\"invalid: ");
         refused(&"[".repeat(100_000), "[\"NOTICE\",\"invalid: ");
+    }
+
+    /// Odd hex, no hex, bad filters and ids are answered with NEG-ERR (T40); good ones are read, upper-case hex too.
+    #[test]
+    fn t40_reconciliation_messages() {
+        refused("[\"NEG-OPEN\",\"n\",{},\"610\"]", "[\"NEG-ERR\",\"n\",\"invalid: the message is not hex\"]");
+        refused("[\"NEG-MSG\",\"n\",\"6x\"]", "[\"NEG-ERR\",\"n\",\"invalid: the message is not hex\"]");
+        refused("[\"NEG-OPEN\",\"n\",{\"kinds\":[\"1\"]},\"61\"]", "[\"NEG-ERR\",\"n\",\"invalid: kinds must be ");
+        refused("[\"NEG-OPEN\",\"\",{},\"61\"]", "[\"NEG-ERR\",\"\",\"invalid: ");
+        let id = SubscriptionId::new("n").expect("short");
+        let open = ClientMessage::NegOpen(id.clone(), Filter::default(), vec![0x61, 0xab]);
+        assert_eq!(ClientMessage::parse(&neg_open(&id, "{}", &[0x61, 0xab])), Ok(open));
+        let next = ClientMessage::NegMsg(id.clone(), vec![0xab]);
+        assert_eq!(ClientMessage::parse("[\"NEG-MSG\",\"n\",\"AB\",1]"), Ok(next));
+        assert_eq!(ClientMessage::parse(&neg_close(&id)), Ok(ClientMessage::NegClose(id.clone())));
+        assert_eq!(neg_err(&id, "blocked: x", Some(7)), r#"["NEG-ERR","n","blocked: x",7]"#);
     }
 
     /// Good messages are understood; further elements are ignored where NIPs may add some.

@@ -6,6 +6,7 @@ pub mod bytes;
 pub mod event;
 pub mod filter;
 pub mod hll;
+pub mod item;
 pub mod kind;
 pub mod label;
 pub mod message;

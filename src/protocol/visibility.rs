@@ -23,6 +23,11 @@ impl PrivateKinds {
         PrivateKinds(kinds.into_iter().collect())
     }
 
+    /// Each of them.
+    pub fn iter(&self) -> impl Iterator<Item = Kind> + '_ {
+        self.0.iter().cloned().flatten().map(Kind)
+    }
+
     /// Whether this kind is private.
     pub fn contains(&self, kind: Kind) -> bool {
         self.0.iter().any(|range| range.contains(&kind.0))
@@ -44,10 +49,10 @@ impl PrivateKinds {
 }
 
 /// What one reader may see. Cheap to clone.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Visibility(Option<Reader>);
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Reader {
     private: Arc<PrivateKinds>,
     keys: Arc<[PublicKey]>,
@@ -64,9 +69,16 @@ impl Visibility {
         Visibility(Some(Reader { private, keys }))
     }
 
-    /// The keys that the reader has proven.
-    pub fn keys(&self) -> &[PublicKey] {
-        self.0.as_ref().map_or(&[], |reader| &reader.keys)
+    /// What of this anybody sees.
+    pub fn public(&self) -> Self {
+        Visibility(
+            self.0.as_ref().map(|Reader { private, .. }| Reader { private: private.clone(), keys: Arc::default() }),
+        )
+    }
+
+    /// What is private and which keys the reader has proven; `None` for somebody who sees everything.
+    pub fn reader(&self) -> Option<(&PrivateKinds, &[PublicKey])> {
+        self.0.as_ref().map(|Reader { private, keys }| (&**private, &**keys))
     }
 
     /// Whether the reader may see this event.

@@ -7,6 +7,7 @@ pub mod clock;
 pub mod fanout;
 pub mod ingest;
 pub mod maintenance;
+pub mod negotiation;
 pub mod outbox;
 pub mod plugin;
 pub mod policy;
@@ -23,6 +24,7 @@ pub use clock::Clock;
 use fanout::Fanout;
 use ingest::{Ingest, Rejection, Sender, Source};
 use maintenance::Maintenance;
+use negotiation::{Budget, Negotiation, Opening};
 use outbox::{Outbox, Serial};
 use plugin::Plugin;
 use policy::invitations::{self, Question};
@@ -34,7 +36,7 @@ use crate::auth::Gate;
 use crate::config::Config;
 use crate::protocol::{Event, Filter, Verified, Visibility};
 use crate::store::compact::CompactReport;
-use crate::store::{Store, StoreError, StoreStats};
+use crate::store::{Query, Store, StoreError, StoreStats, Wanted};
 
 /// Locks; a panic elsewhere while holding the lock is no reason to stop serving, since no guarded state here is left
 /// half changed by code that can panic.
@@ -54,6 +56,7 @@ pub struct Relay {
     writer: Writer,
     plugin: Option<Plugin>,
     queries: Queries,
+    negotiable: Arc<Budget>,
     maintenance: Maintenance,
     connections: AtomicU64,
 }
@@ -91,6 +94,7 @@ impl Relay {
         let ingest = Ingest::new(config.clone(), store.clone(), policy.clone());
         let plugin = if config.plugin.is_set() { Some(Plugin::start(config.plugin.clone())?) } else { None };
         let connections = AtomicU64::new(0);
+        let negotiable = Budget::new(config.sync.records_max);
         Ok(Relay {
             config,
             store,
@@ -102,6 +106,7 @@ impl Relay {
             writer,
             plugin,
             queries,
+            negotiable,
             maintenance,
             connections,
         })
@@ -171,7 +176,8 @@ impl Relay {
     /// the pages belong after the end of the stored ones. Only events that the reader may see.
     pub fn subscribe(&self, outbox: &Arc<Outbox>, serial: Serial, filters: Vec<Filter>, visible: Visibility) {
         let before = self.fanout.subscribe(outbox, serial, &filters, visible.clone());
-        let (now, question) = (self.clock.now(), invitations::question(&self.policy, &filters, visible.keys()));
+        let keys = visible.reader().map_or(&[][..], |(_, keys)| keys);
+        let (now, question) = (self.clock.now(), invitations::question(&self.policy, &filters, keys));
         let asked = if question == Question::Other { Vec::new() } else { filters.clone() };
         let job = Job::rows(outbox, serial, filters, &self.config.limits, before, visible, now);
         match question {
@@ -193,6 +199,22 @@ impl Relay {
     /// Counts stored events; the answer comes in a page without rows.
     pub fn count(&self, outbox: &Arc<Outbox>, serial: Serial, filters: Vec<Filter>, visible: Visibility) {
         self.queries.begin(Job::count(outbox, serial, filters, visible, self.clock.now()));
+    }
+
+    /// Opens a reconciliation (NIP-77); the answer to its first message comes through the outbox.
+    pub fn negotiate(&self, outbox: &Arc<Outbox>, mut opening: Opening, visible: Visibility) {
+        let limit =
+            opening.filter.limit.take().map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
+        let wanted = Wanted { filter: opening.filter.clone(), limit, whole_seconds: false };
+        let now = self.clock.now();
+        let query = Query { wanted: vec![wanted], now, before: None, visible };
+        let limits = &self.config.sync;
+        self.queries.negotiate(Negotiation::open(outbox, opening, query, limits, &self.negotiable));
+    }
+
+    /// Has the next message of a reconciliation answered.
+    pub fn go_on(&self, negotiation: Box<Negotiation>) {
+        self.queries.negotiate(negotiation);
     }
 
     /// Compacts the store on the calling thread; see [`Maintenance::compact`].

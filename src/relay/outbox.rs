@@ -15,6 +15,7 @@ use bytes::Bytes;
 use futures_util::task::AtomicWaker;
 
 use super::lock;
+use super::negotiation::Negotiated;
 use super::query::Page;
 
 /// Names a subscription or a count within one connection; never used twice there.
@@ -27,6 +28,8 @@ pub enum Outgoing {
     Answer(String),
     /// The next rows, or the end, of one of its queries.
     Page(Box<Page>),
+    /// The answer to a message of one of its reconciliations.
+    Negotiated(Box<Negotiated>),
     /// A live event for one of its subscriptions.
     Live {
         /// The subscription.
@@ -161,6 +164,7 @@ impl Outgoing {
         match self {
             Outgoing::Answer(text) => text.len(),
             Outgoing::Page(page) => page.rows.iter().map(|row| row.json.len()).sum(),
+            Outgoing::Negotiated(negotiated) => negotiated.bytes(),
             Outgoing::Live { json, .. } => json.len(),
         }
     }
@@ -169,7 +173,7 @@ impl Outgoing {
     fn live_bytes(&self) -> usize {
         match self {
             Outgoing::Live { json, .. } => json.len() + LIVE_OVERHEAD_BYTES,
-            Outgoing::Answer(_) | Outgoing::Page(_) => 0,
+            Outgoing::Answer(_) | Outgoing::Page(_) | Outgoing::Negotiated(_) => 0,
         }
     }
 }

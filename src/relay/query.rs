@@ -1,4 +1,4 @@
-//! Stored events for REQ and COUNT: a few threads take turns at the queries that are open.
+//! Stored events for REQ, COUNT and reconciliation: a few threads take turns at the queries that are open.
 //!
 //! A query works for one time slice or one page, whichever ends first. The page goes to the connection's [`Outbox`]
 //! with the rest of the query in it, and only when the connection has written the page does it hand the rest back
@@ -14,6 +14,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::lock;
+use super::negotiation::Negotiation;
 use super::outbox::{Outbox, Outgoing, Serial};
 use crate::config::Limits;
 use crate::protocol::event::author_in;
@@ -214,20 +215,26 @@ struct Shared {
     changed: Condvar,
 }
 
+/// What a thread works on for one turn.
+enum Work {
+    Query(Job),
+    Negotiation(Box<Negotiation>),
+}
+
 #[derive(Default)]
 struct RunQueue {
-    new: VecDeque<Job>,
-    resumed: VecDeque<Job>,
+    new: VecDeque<Work>,
+    resumed: VecDeque<Work>,
     new_in_a_row: u32,
     stopping: bool,
 }
 
 impl RunQueue {
-    fn next(&mut self) -> Option<Job> {
+    fn next(&mut self) -> Option<Work> {
         let resumed_first = self.new_in_a_row >= NEW_IN_A_ROW_MAX && !self.resumed.is_empty();
-        if !resumed_first && let Some(job) = self.new.pop_front() {
+        if !resumed_first && let Some(work) = self.new.pop_front() {
             self.new_in_a_row += 1;
-            return Some(job);
+            return Some(work);
         }
         self.new_in_a_row = 0;
         self.resumed.pop_front()
@@ -256,12 +263,17 @@ impl Queries {
         if job.asks_nothing() {
             return send(&job.outbox, job.serial, Vec::new(), job.end(Progress::Finished));
         }
-        self.shared.enqueue(|queue| queue.new.push_back(job));
+        self.shared.enqueue(|queue| queue.new.push_back(Work::Query(job)));
     }
 
     /// Goes on with a query whose last page was written.
     pub fn resume(&self, job: Job) {
-        self.shared.enqueue(|queue| queue.resumed.push_back(job));
+        self.shared.enqueue(|queue| queue.resumed.push_back(Work::Query(job)));
+    }
+
+    /// Has the next message of a reconciliation answered; the answer goes to its connection.
+    pub fn negotiate(&self, negotiation: Box<Negotiation>) {
+        self.shared.enqueue(|queue| queue.new.push_back(Work::Negotiation(negotiation)));
     }
 
     /// Drops what waits and ends the threads, each after its current slice.
@@ -292,24 +304,42 @@ impl Shared {
     }
 
     fn run(&self) {
-        while let Some(job) = self.wait() {
-            let (outbox, serial) = (job.outbox.clone(), job.serial);
+        while let Some(work) = self.wait() {
             // A panic in one query must not take the thread, and with it all other queries, along.
-            if catch_unwind(AssertUnwindSafe(|| self.turn(job))).is_err() {
-                tracing::error!("a query panicked");
-                send(&outbox, serial, Vec::new(), PageEnd::Failed(READ_ERROR));
+            match work {
+                Work::Query(job) => {
+                    let (outbox, serial) = (job.outbox.clone(), job.serial);
+                    self.or_else(|| self.turn(job), || send(&outbox, serial, Vec::new(), PageEnd::Failed(READ_ERROR)));
+                }
+                Work::Negotiation(negotiation) => {
+                    let failed = negotiation.failed();
+                    self.or_else(|| self.negotiation_turn(negotiation), failed);
+                }
             }
         }
     }
 
-    fn wait(&self) -> Option<Job> {
+    fn or_else(&self, turn: impl FnOnce(), panicked: impl FnOnce()) {
+        if catch_unwind(AssertUnwindSafe(turn)).is_err() {
+            tracing::error!("a query panicked");
+            panicked();
+        }
+    }
+
+    fn negotiation_turn(&self, negotiation: Box<Negotiation>) {
+        if let Some(rest) = negotiation.turn(&*self.store, self.slice, self.time_max) {
+            self.enqueue(|queue| queue.resumed.push_back(Work::Negotiation(rest)));
+        }
+    }
+
+    fn wait(&self) -> Option<Work> {
         let mut queue = lock(&self.queue);
         loop {
             if queue.stopping {
                 return None;
             }
-            if let Some(job) = queue.next() {
-                return Some(job);
+            if let Some(work) = queue.next() {
+                return Some(work);
             }
             queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
         }
@@ -329,7 +359,7 @@ impl Shared {
         };
         let goes_on = progress == Progress::Paused && job.worked < self.time_max;
         if goes_on && rows.is_empty() {
-            return self.enqueue(|queue| queue.resumed.push_back(job));
+            return self.enqueue(|queue| queue.resumed.push_back(Work::Query(job)));
         }
         let (outbox, serial) = (job.outbox.clone(), job.serial);
         let end = if goes_on { PageEnd::More(job) } else { job.end(progress) };
@@ -536,11 +566,15 @@ mod tests {
     #[test]
     fn resumed_queries_have_their_turn() {
         let outbox = Outbox::new(1, 1 << 20);
-        let job = |serial| Job::count(&outbox, serial, Vec::new(), everything(), NOW);
+        let job = |serial| Work::Query(Job::count(&outbox, serial, Vec::new(), everything(), NOW));
         let mut queue = RunQueue::default();
         queue.resumed.push_back(job(100));
         (0..20).for_each(|serial| queue.new.push_back(job(serial)));
-        let order: Vec<Serial> = std::iter::from_fn(|| queue.next()).map(|job| job.serial).collect();
+        let serial = |work| match work {
+            Work::Query(job) => job.serial,
+            Work::Negotiation(_) => unreachable!("only queries were queued"),
+        };
+        let order: Vec<Serial> = std::iter::from_fn(|| queue.next()).map(serial).collect();
         assert_eq!(order.iter().position(|serial| *serial == 100), Some(NEW_IN_A_ROW_MAX as usize));
         assert_eq!(order.len(), 21);
     }

@@ -6,7 +6,7 @@ use crate::protocol::subscription::SUBSCRIPTION_ID_CHARS_MAX;
 use crate::relay::policy::Policy;
 
 /// NIPs that the relay implements; those that only concern clients are not listed.
-const SUPPORTED_NIPS: [u16; 14] = [1, 2, 9, 11, 13, 17, 40, 42, 45, 56, 59, 62, 67, 70];
+const SUPPORTED_NIPS: [u16; 15] = [1, 2, 9, 11, 13, 17, 40, 42, 45, 56, 59, 62, 67, 70, 77];
 
 /// With those that depend on the settings: members (43), and management from afar (86, 98).
 fn supported_nips(policy: &Policy) -> Vec<u16> {

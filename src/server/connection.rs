@@ -21,6 +21,7 @@ use tokio_tungstenite::tungstenite::protocol::{Message, Role, WebSocketConfig};
 use super::frames::Frames;
 use super::http::Shaken;
 use super::idle::{Idle, Patience};
+use super::negotiations::Call;
 use super::peer::{Action, Peer};
 use super::places::Place;
 use super::wire::Wire;
@@ -143,6 +144,7 @@ impl Connection {
     /// Ends everything that the relay does for this connection.
     fn release(&mut self) {
         self.outbox.close();
+        self.peer.negotiations().close_all();
         self.peer.serials().for_each(|serial| self.relay.unsubscribe(&self.outbox, serial));
     }
 
@@ -261,6 +263,11 @@ impl Connection {
             }
             Action::Count { serial, filters } => self.relay.count(&self.outbox, serial, filters, self.peer.visible()),
             Action::Unsubscribe(serial) => self.unsubscribe(Some(serial)),
+            Action::Negotiate(Call::Open(opening)) => {
+                self.relay.negotiate(&self.outbox, opening, self.peer.visible());
+            }
+            Action::Negotiate(Call::GoOn(negotiation)) => self.relay.go_on(negotiation),
+            Action::Negotiate(Call::Refuse(text)) => self.frames().text(&text),
         }
     }
 
@@ -302,6 +309,10 @@ impl Connection {
                     return Err(self.too_slow());
                 }
             }
+            Outgoing::Negotiated(negotiated) => {
+                self.peer.negotiated(*negotiated, Instant::now(), frames);
+                self.set_timer();
+            }
             Outgoing::Page(page) => {
                 let after = self.peer.page(*page, frames);
                 self.resting.extend(after.rest);
@@ -322,9 +333,16 @@ impl Connection {
             Patience::Ping => self.frames().ping(),
             Patience::End => return Err(End::ByRelay(CloseCode::Policy, "silent for too long")),
         }
-        let next = self.idle.next();
-        self.timer.as_mut().reset(next);
+        self.peer.negotiations().expire(Instant::now(), &mut self.socket.get_mut().frames);
+        self.set_timer();
         Ok(())
+    }
+
+    fn set_timer(&mut self) {
+        let next = [Some(self.idle.next()), self.peer.negotiations().next_deadline()].into_iter().flatten().min();
+        if let Some(next) = next {
+            self.timer.as_mut().reset(next);
+        }
     }
 }
 

@@ -9,6 +9,7 @@ pub mod control;
 pub mod frames;
 pub mod http;
 pub mod idle;
+pub mod negotiations;
 pub mod open;
 pub mod peer;
 pub mod places;

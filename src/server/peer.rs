@@ -7,18 +7,21 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use super::frames::Frames;
+use super::negotiations::{Call, Negotiations};
 use crate::auth::{Gate, Session};
 use crate::config::{Config, Limits};
 use crate::protocol::message::{self, ClientMessage, EoseHint, Refusal};
 use crate::protocol::{Event, Filter, SubscriptionId, Visibility};
 use crate::relay::ingest::{Sender, Source};
+use crate::relay::negotiation::Negotiated;
 use crate::relay::outbox::Serial;
 use crate::relay::query::{Job, Page, PageEnd};
 
 /// What a client's message calls for.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Action {
     /// Nothing, or nothing yet.
     Nothing,
@@ -51,6 +54,8 @@ pub enum Action {
     },
     /// End this subscription.
     Unsubscribe(Serial),
+    /// Reconcile.
+    Negotiate(Call),
 }
 
 /// What remains to be done after a page was framed.
@@ -83,6 +88,7 @@ pub struct Peer {
     /// A message that must not be acted upon before all EVENTs before it are answered.
     held: Option<ClientMessage>,
     held_live_bytes: usize,
+    negotiations: Negotiations,
 }
 
 struct Subscription {
@@ -98,7 +104,9 @@ struct Subscription {
 impl Peer {
     /// A client that has just connected.
     pub fn new(config: Arc<Config>, gate: Arc<Gate>, session: Session) -> Self {
+        let negotiations = Negotiations::new(config.sync.sessions_max, config.sync.session_idle());
         Peer {
+            negotiations,
             config,
             gate,
             session,
@@ -187,7 +195,8 @@ impl Peer {
 
     fn act(&mut self, message: ClientMessage) -> Action {
         // The client's own events are seen by its next question: they are stored once they are answered (T25).
-        if self.unanswered > 0 && matches!(message, ClientMessage::Req(..) | ClientMessage::Count(..)) {
+        let asks = matches!(message, ClientMessage::Req(..) | ClientMessage::Count(..) | ClientMessage::NegOpen(..));
+        if self.unanswered > 0 && asks {
             self.held = Some(message);
             return Action::Nothing;
         }
@@ -200,12 +209,52 @@ impl Peer {
             ClientMessage::Count(id, filters) => self.count(id, filters),
             ClientMessage::Close(id) => self.close(&id).map_or(Action::Nothing, Action::Unsubscribe),
             ClientMessage::Auth(event) => Action::Authenticate(event),
+            ClientMessage::NegOpen(id, filter, message) => self.negotiate_anew(id, filter, message),
+            ClientMessage::NegMsg(id, message) => self.negotiate(|negotiations| negotiations.receive(&id, message)),
+            ClientMessage::NegClose(id) => {
+                self.negotiations.close(&id);
+                Action::Nothing
+            }
         }
+    }
+
+    fn negotiate_anew(&mut self, id: SubscriptionId, filter: Filter, message: Vec<u8>) -> Action {
+        if let Some(problem) = self.filters_problem(std::slice::from_ref(&filter)) {
+            self.negotiations.close(&id);
+            return Action::Answer { text: message::neg_err(&id, &problem, None), ended: None };
+        }
+        let serial = self.take_serial();
+        self.negotiate(|negotiations| negotiations.open(serial, id, filter, message))
+    }
+
+    fn negotiate(&mut self, act: impl FnOnce(&mut Negotiations) -> Call) -> Action {
+        match act(&mut self.negotiations) {
+            Call::Refuse(text) => Action::Answer { text, ended: None },
+            call => {
+                self.queries += 1;
+                Action::Negotiate(call)
+            }
+        }
+    }
+
+    /// The open reconciliations.
+    pub fn negotiations(&mut self) -> &mut Negotiations {
+        &mut self.negotiations
+    }
+
+    /// Frames the answer to a message of a reconciliation.
+    pub fn negotiated(&mut self, negotiated: Negotiated, now: Instant, frames: &mut Frames) {
+        self.queries = self.queries.saturating_sub(1);
+        self.negotiations.answered(negotiated, now, frames);
     }
 
     fn refuse(&mut self, refusal: Refusal) -> Action {
         let ended = match &refusal {
             Refusal::Closed { id, .. } => SubscriptionId::new(id).and_then(|id| self.close(&id)),
+            Refusal::NegErr { id, .. } => {
+                SubscriptionId::new(id).iter().for_each(|id| self.negotiations.close(id));
+                None
+            }
             Refusal::Ok { .. } | Refusal::Notice(_) => None,
         };
         Action::Answer { text: refusal.to_json(), ended }
@@ -428,7 +477,8 @@ mod tests {
         assert!(matches!(count, Action::Count { .. }));
         let replaced = req(&mut peer, "a");
         assert!(matches!(replaced, Action::Subscribe { replaced: Some(old), .. } if old == first), "{replaced:?}");
-        assert_eq!(peer.receive("[\"CLOSE\",\"b\"]"), Action::Unsubscribe(second));
+        let closed = peer.receive("[\"CLOSE\",\"b\"]");
+        assert!(matches!(closed, Action::Unsubscribe(serial) if serial == second), "{closed:?}");
         serial_of(req(&mut peer, "c"));
     }
 
@@ -459,10 +509,10 @@ mod tests {
         let mut peer = peer(|_| {});
         assert!(matches!(peer.receive(&event_message()), Action::Publish(_)));
         assert!(matches!(peer.receive(&event_message()), Action::Publish(_)));
-        assert_eq!(req(&mut peer, "a"), Action::Nothing);
+        assert!(matches!(req(&mut peer, "a"), Action::Nothing));
         assert!(!peer.wants_input() && !peer.is_settled());
         peer.answered();
-        assert_eq!(peer.take_held(), None);
+        assert!(peer.take_held().is_none());
         peer.answered();
         serial_of(peer.take_held().unwrap());
         assert!(peer.wants_input() && peer.is_settled());

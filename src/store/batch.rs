@@ -14,6 +14,7 @@ use super::log::Erasure;
 use super::merge::{Candidate, Merge};
 use super::record::{self, GoneVersion, PAYLOAD_BYTES_MAX, Record, Removed, StoredEvent};
 use super::schema::{self, Place, Prefix};
+use super::sums::Deltas;
 use super::{Removal, StoreError};
 
 /// Events that a request to vanish takes out in one write, which holds about 1 kB for each.
@@ -35,6 +36,8 @@ pub(super) struct Batch<'s> {
     vanished: Vec<(PublicKey, u64)>,
     /// Keys of which this batch takes out a request to vanish.
     unvanished: Vec<PublicKey>,
+    /// What changes in the sums for reconciliation.
+    deltas: Deltas,
     events: u64,
     dead_bytes: u64,
 }
@@ -52,6 +55,7 @@ impl<'s> Batch<'s> {
             erase: Vec::new(),
             vanished: Vec::new(),
             unvanished: Vec::new(),
+            deltas: files.sums.begin(),
             events,
             dead_bytes,
         }
@@ -99,6 +103,7 @@ impl<'s> Batch<'s> {
         let (Record::Put(event), len) = self.decoded(&bytes)? else { return Ok(false) };
         let keys: Vec<Key> =
             schema::entries(&event, Place::new(place.offset, len)).into_iter().map(|(key, _)| key).collect();
+        self.deltas.note(&event, place.offset, false);
         let before = self.records.len();
         let removed = Removed::new(&event, by, place.offset, len, why);
         record::push_remove(&mut self.records, &removed, keys.iter());
@@ -127,14 +132,17 @@ impl<'s> Batch<'s> {
         }
         self.files.index.wait_for_room()?;
         self.files.log.append(&self.records)?;
-        // Before the index takes it up: a run that holds the removal is replayed no more, and would leave the bytes.
-        if !self.erase.is_empty() {
-            self.files.log.erase(&self.erase)?;
-        }
         let end = self.files.log.end();
         self.changes.extend(schema::counters(self.events, self.dead_bytes, end));
         let changes: Vec<Change> = self.changes.into_iter().collect();
-        self.files.index.apply(&changes, end)?;
+        // As one step for the sums: they read an event before it is erased, or not at all.
+        self.files.sums.commit(self.deltas, || {
+            // Before the index takes it up: a run that holds the removal is replayed no more, and would leave the bytes.
+            if !self.erase.is_empty() {
+                self.files.log.erase(&self.erase)?;
+            }
+            Ok(self.files.index.apply(&changes, end)?)
+        })?;
         fault::point("index.applied");
         self.state.events = self.events;
         self.state.dead_bytes = self.dead_bytes;
@@ -235,6 +243,7 @@ impl<'s> Batch<'s> {
         let (Record::Put(stored), _) = self.decoded(&self.records[start..])? else {
             return Err(StoreError::Damaged(format!("event {} was not encoded as one", event.id)));
         };
+        self.deltas.note(&stored, offset, true);
         self.changes.extend(schema::entries(&stored, place));
         self.files.bloom.insert(&event.id.0);
         self.events += 1;

@@ -22,7 +22,8 @@ use super::open;
 use super::quota::{Keeper, Rules};
 use super::scan::EmbeddedScan;
 use super::schema;
-use super::{Applied, Query, Removal, Retained, Scan, Store, StoreError, StoreStats, state};
+use super::summed::EmbeddedSummed;
+use super::{Applied, Query, Removal, Retained, Scan, Store, StoreError, StoreStats, Summed, state};
 
 pub(super) use super::files::{Files, WriterGuard, WriterState};
 
@@ -235,6 +236,13 @@ impl Store for EmbeddedStore {
 
     fn scan(&self, query: Query) -> Result<Box<dyn Scan>, StoreError> {
         Ok(Box::new(EmbeddedScan::new(self.files(), query)))
+    }
+
+    fn summed(&self, query: &Query, make: bool) -> Result<Option<Box<dyn Summed>>, StoreError> {
+        let files = self.files();
+        let Some(sums) = files.sums.find(query, make) else { return Ok(None) };
+        let set = EmbeddedSummed::new(files, sums, query.clone());
+        Ok(set.map(|set| Box::new(set) as Box<dyn Summed>))
     }
 
     fn compact(&self, pace: &Pace<'_>) -> Result<Option<CompactReport>, StoreError> {

@@ -13,6 +13,7 @@ use super::index::bloom::Bloom;
 use super::index::buffer::BufferedIndex;
 use super::log::Log;
 use super::schema::{self, Place};
+use super::sums::Registry;
 use super::{Position, StoreError, open};
 
 /// The files of one generation, open. A query keeps those it began with, so compaction can switch under it.
@@ -20,6 +21,8 @@ pub(super) struct Files {
     pub(super) log: Log,
     pub(super) index: BufferedIndex,
     pub(super) bloom: Arc<Bloom>,
+    /// Sums for reconciliation, made when asked for.
+    pub(super) sums: Registry,
     /// A record's [`Position`] is its offset plus this. It goes on where the generation before it ended.
     pub(super) base: i64,
     /// Records from this offset on have the [`Position`]s that they were given; those before were moved by compaction.
@@ -37,7 +40,7 @@ pub(super) struct Held {
 impl Files {
     pub(super) fn new(generation: Generation, log: Log, index: BufferedIndex, bloom: Arc<Bloom>) -> Self {
         let generation = Held { generation, retired: AtomicBool::new(false) };
-        Files { log, index, bloom, base: 0, exact_from: 0, generation }
+        Files { log, index, bloom, sums: Registry::default(), base: 0, exact_from: 0, generation }
     }
 
     /// Another generation has taken over: the files go with the last user.

@@ -24,6 +24,8 @@ mod replay;
 mod scan;
 pub mod schema;
 pub mod state;
+mod summed;
+mod sums;
 #[cfg(test)]
 mod testing;
 pub mod verify;
@@ -34,8 +36,12 @@ use bytes::Bytes;
 
 use compact::{CompactReport, Pace};
 
+use crate::protocol::item::{Item, Sum};
 use crate::protocol::supersede::Verdict;
 use crate::protocol::{Event, EventId, Filter, Kind, Verified, Visibility};
+
+/// Bytes of event JSON read in one call of [`Scan::items`] by stores that cannot do without.
+const ITEMS_PAGE_BYTES_MAX: usize = 1 << 20;
 
 /// A point in the order in which events were stored: each later event has a higher one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -128,6 +134,17 @@ pub trait Scan: Send {
     /// See [`StoreError`]; a record that cannot be read is skipped and logged, not an error.
     fn page(&mut self, budget: PageBudget, rows: &mut Vec<Row>) -> Result<Progress, StoreError>;
 
+    /// As [`Scan::page`], but gives only what reconciliation needs of the next matches. Works until `until`.
+    ///
+    /// # Errors
+    /// As [`Scan::page`].
+    fn items(&mut self, until: Instant, items: &mut Vec<Item>) -> Result<Progress, StoreError> {
+        let mut rows = Vec::new();
+        let progress = self.page(PageBudget { bytes_max: ITEMS_PAGE_BYTES_MAX, until }, &mut rows)?;
+        items.extend(rows.iter().map(|row| Item { created_at: row.created_at, id: row.id }));
+        Ok(progress)
+    }
+
     /// Counts on instead of returning rows; limits play no part, an event matched by several filters counts once.
     /// Returns what was counted since the last call.
     ///
@@ -165,6 +182,38 @@ pub fn for_each_match<E: From<StoreError>>(
 const MATCH_PAGE_BYTES: usize = 1 << 20;
 /// How long one may take; it only has to be some bound.
 const MATCH_PAGE_TIME: Duration = Duration::from_secs(60);
+
+/// A set of events for reconciliation (NIP-77) that is compared by sums kept beforehand. Ranges are `from <= item < to`.
+/// It follows the store: what comes or goes between two calls may show in the later one.
+pub trait Summed: Send {
+    /// Works until `until` on what is still to be summed up; to be called before each message, until it is finished.
+    ///
+    /// # Errors
+    /// When the index cannot be read.
+    fn prepare(&mut self, until: Instant) -> Result<Progress, StoreError>;
+
+    /// Events that are held in memory for this reader.
+    fn held(&self) -> usize;
+
+    /// How many events lie in a range, and the sum of their ids.
+    ///
+    /// # Errors
+    /// As [`Summed::prepare`].
+    fn sum(&mut self, from: &Item, to: &Item) -> Result<Sum, StoreError>;
+
+    /// Appends the first `max` events of a range, in order.
+    ///
+    /// # Errors
+    /// As [`Summed::prepare`].
+    fn items(&mut self, from: &Item, to: &Item, max: usize, out: &mut Vec<Item>) -> Result<(), StoreError>;
+
+    /// Fewer than `parts` seconds strictly within a range, ascending, that cut it into parts of about the same size and
+    /// are cheap to sum up to; none where the events themselves are as cheap.
+    ///
+    /// # Errors
+    /// As [`Summed::prepare`].
+    fn cuts(&mut self, from: &Item, to: &Item, parts: usize) -> Result<Vec<u64>, StoreError>;
+}
 
 /// Why an event was taken out of the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -337,6 +386,16 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// When the index cannot be read.
     fn scan(&self, query: Query) -> Result<Box<dyn Scan>, StoreError>;
+
+    /// The set that a query with one filter and no limit asks for, from sums kept up to date with every write; `None`
+    /// where there are none for such a filter. With `make` they are made where they can be, which takes reading all
+    /// that matches once; without, only what is there already is given.
+    ///
+    /// # Errors
+    /// When the index cannot be read.
+    fn summed(&self, _query: &Query, _make: bool) -> Result<Option<Box<dyn Summed>>, StoreError> {
+        Ok(None)
+    }
 
     /// Frees what removed events take on the disk, beside reads and writes; `None` where there is nothing to do that
     /// for. Takes long: for a thread of its own.

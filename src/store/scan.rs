@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use crate::protocol::event::Fields;
+use crate::protocol::item::Item;
 use crate::protocol::supersede::is_expired;
 use crate::protocol::{EventId, Filter, Visibility};
 
@@ -191,6 +192,14 @@ impl Scan for EmbeddedScan {
                 return Ok(Progress::Paused);
             }
         }
+    }
+
+    fn items(&mut self, until: Instant, items: &mut Vec<Item>) -> Result<Progress, StoreError> {
+        self.view.with_json = false;
+        let mut rows = Vec::new();
+        let progress = self.page(PageBudget { bytes_max: usize::MAX, until }, &mut rows)?;
+        items.extend(rows.iter().map(|row| Item { created_at: row.created_at, id: row.id }));
+        Ok(progress)
     }
 
     fn count(&mut self, until: Instant) -> Result<(u64, Progress), StoreError> {

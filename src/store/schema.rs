@@ -87,6 +87,11 @@ pub struct Prefix(Key);
 pub struct Suffix([u8; SUFFIX_LEN]);
 
 impl Suffix {
+    /// The position of a stored event.
+    pub fn of(event: &StoredEvent<'_>, offset: u64) -> Suffix {
+        Suffix(suffix(event, offset))
+    }
+
     /// When the event says it was made.
     pub fn created_at(&self) -> u64 {
         !u64::from_be_bytes(self.0[..8].try_into().expect("8 bytes"))
@@ -140,6 +145,11 @@ impl Prefix {
             Some(before) => key(&[&self.0, &(!before).to_be_bytes()]),
             None => key(&[&self.0, &[0xff; SUFFIX_LEN]]),
         }
+    }
+
+    /// The key at a position.
+    pub fn key_of(&self, suffix: &Suffix) -> Key {
+        key(&[&self.0, &suffix.0])
     }
 
     /// The part of a key behind this prefix.
@@ -221,7 +231,13 @@ pub fn expired_range(now: u64) -> (Key, Key) {
     (key(&[&[EXPIRES]]), key(&[&[EXPIRES], &now.saturating_add(1).to_be_bytes()]))
 }
 
-/// Reads a key and value of [`expired_range`].
+/// Keys of the events that expire later than `now`, the earliest first: from, to.
+pub fn expiring_after(now: u64) -> (Key, Key) {
+    let (_, to) = range(&[&[EXPIRES]]);
+    (expired_range(now).1, to)
+}
+
+/// Reads a key and value of [`expired_range`] and [`expiring_after`].
 pub fn expired_place(key: &Key, value: &Value) -> Option<Place> {
     let &[class] = value.as_slice() else { return None };
     Some(Place { offset: offset_from(key.as_slice().get(9..14)?), class })

@@ -7,3 +7,4 @@
 pub mod clock;
 pub mod draft;
 pub mod outbox;
+pub mod reconcile;

@@ -38,9 +38,14 @@ const READERS: [Reader; 5] =
 enum Way {
     Req,
     Count,
+    /// Reconciliation by somebody who has nothing (NIP-77).
+    Neg,
 }
 
-const WAYS: [Way; 2] = [Way::Req, Way::Count];
+const WAYS: [Way; 3] = [Way::Req, Way::Count, Way::Neg];
+
+/// "I have no events from the beginning to the end of time": the relay answers with the ids of its own.
+const NEG_NOTHING: &str = "6100000200";
 
 const WRAPS: [u16; 3] = [1059, 1060, 21_059];
 
@@ -174,16 +179,26 @@ async fn seen(client: &mut Client, way: Way, question: &Value, event: &Event) ->
             }
             message[2]["count"] != 0
         }
+        Way::Neg => {
+            client.send(json!(["NEG-OPEN", "n", question, NEG_NOTHING]).to_string()).await;
+            let message = client.wait_for(|message| message[1] == "n").await;
+            client.send(json!(["NEG-CLOSE", "n"]).to_string()).await;
+            if message[0] != "NEG-MSG" {
+                assert_refused(&message);
+                return false;
+            }
+            message[2].as_str().expect("hex").contains(&id)
+        }
     }
 }
 
 fn assert_refused(message: &Value) {
     let text = message[2].as_str().unwrap_or_default();
     let is_refusal = text.starts_with("auth-required: ") || text.starts_with("restricted: ");
-    assert!(message[0] == "CLOSED" && is_refusal, "{message}");
+    assert!((message[0] == "CLOSED" || message[0] == "NEG-ERR") && is_refusal, "{message}");
 }
 
-/// What is stored: kinds × questions × {REQ, COUNT} × readers.
+/// What is stored: kinds × questions × {REQ, COUNT, NEG-OPEN} × readers.
 #[tokio::test]
 async fn t34_stored_events() {
     let relay = Relay::start().await;

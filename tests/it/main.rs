@@ -32,6 +32,7 @@ mod nip45;
 mod nip62;
 mod nip67;
 mod nip70;
+mod nip77;
 mod nip86;
 mod operator;
 mod plugin;

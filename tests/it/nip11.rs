@@ -79,7 +79,7 @@ async fn supported_nips_are_listed() {
     let info: Value = serde_json::from_str(&response.body).unwrap();
     let nips: Vec<u64> = info["supported_nips"].as_array().unwrap().iter().map(|nip| nip.as_u64().unwrap()).collect();
     assert!(nips.is_sorted_by(|a, b| a < b), "{nips:?}");
-    for nip in [1, 2, 9, 11, 13, 17, 40, 42, 45, 59, 62, 67, 70] {
+    for nip in [1, 2, 9, 11, 13, 17, 40, 42, 45, 59, 62, 67, 70, 77] {
         assert!(nips.contains(&nip), "NIP-{nip} is not in {nips:?}");
     }
     assert_eq!(info["version"], env!("CARGO_PKG_VERSION"));
