@@ -81,6 +81,9 @@ pub enum HttpAuthError {
     /// Used before.
     #[error("this event was used before; sign a new one for each request")]
     Replayed,
+    /// Made before the relay was started, which does not know what was used then.
+    #[error("this event is older than the relay's start; sign a new one")]
+    BeforeStart,
     /// Too many tokens are remembered.
     #[error("too many requests; try again in a minute")]
     TooMany,
@@ -143,23 +146,34 @@ impl Request<'_> {
 }
 
 /// Tokens that were used and are not stale yet.
-#[derive(Debug, Default)]
-pub struct Spent(HashMap<EventId, u64>);
+#[derive(Debug)]
+pub struct Spent {
+    ids: HashMap<EventId, u64>,
+    since: u64,
+}
 
 impl Spent {
+    /// Remembers from now on. Tokens that are older may have been used before, and are not accepted.
+    pub fn since(now: u64) -> Self {
+        Spent { ids: HashMap::new(), since: now }
+    }
+
     /// Marks a token as used.
     ///
     /// # Errors
-    /// [`HttpAuthError::Replayed`] when it was before; [`HttpAuthError::TooMany`] rather than forgetting one.
+    /// [`HttpAuthError::Replayed`] when it was before, [`HttpAuthError::BeforeStart`] when it may have been; [`HttpAuthError::TooMany`] rather than forgetting one.
     pub fn spend(&mut self, token: &Token, now: u64) -> Result<(), HttpAuthError> {
-        self.0.retain(|_, created_at| created_at.abs_diff(now) <= WINDOW_SECS);
-        if self.0.contains_key(&token.id) {
+        if token.created_at < self.since {
+            return Err(HttpAuthError::BeforeStart);
+        }
+        self.ids.retain(|_, created_at| created_at.abs_diff(now) <= WINDOW_SECS);
+        if self.ids.contains_key(&token.id) {
             return Err(HttpAuthError::Replayed);
         }
-        if self.0.len() >= SPENT_MAX {
+        if self.ids.len() >= SPENT_MAX {
             return Err(HttpAuthError::TooMany);
         }
-        self.0.insert(token.id, token.created_at);
+        self.ids.insert(token.id, token.created_at);
         Ok(())
     }
 }
@@ -267,7 +281,8 @@ mod tests {
             id: EventId(std::array::from_fn(|at| number.to_be_bytes()[at % 2])),
             created_at,
         };
-        let mut spent = Spent::default();
+        let mut spent = Spent::since(NOW);
+        assert_eq!(spent.spend(&token(0, NOW - 1), NOW), Err(HttpAuthError::BeforeStart));
         assert_eq!(spent.spend(&token(0, NOW + 60), NOW), Ok(()));
         assert_eq!(spent.spend(&token(0, NOW + 60), NOW + 120), Err(HttpAuthError::Replayed));
         for number in 1..SPENT_MAX as u16 {

@@ -28,7 +28,7 @@ use negotiation::{Budget, Negotiation, Opening};
 use outbox::{Outbox, Serial};
 use plugin::Plugin;
 use policy::invitations::{self, Question};
-use policy::{Policy, admin};
+use policy::{Policy, admin, methods};
 use query::{Job, Queries};
 use writer::{Submission, Writer};
 
@@ -122,8 +122,13 @@ impl Relay {
         &self.policy
     }
 
-    /// Calls a management method; `answer` gets the end of it, from another thread. A stopping relay drops it.
+    /// Calls a management method. `answer` gets the end of it: on the calling thread, which may have to wait for a disk,
+    /// where nothing is changed; else from the writer's. A stopping relay drops it.
     pub fn manage(&self, call: admin::Call, answer: impl FnOnce(admin::Answer) + Send + 'static) {
+        if methods::only_answers(&call.method) {
+            let called = methods::call(&self.policy, &call.caller, &call.method, &call.params, self.clock.now());
+            return answer(admin::Answer { result: called.map(|(value, _)| value), block: None });
+        }
         self.writer.enqueue(admin::chore(self.policy.clone(), call, answer));
     }
 

@@ -60,7 +60,8 @@ impl Admin {
         let own = Authority::of_url(url);
         let path = url.split_once("://").and_then(|(_, rest)| rest.find('/').map(|slash| &rest[slash..]));
         let path = path.unwrap_or_default().trim_end_matches('/').to_owned();
-        Admin { own, path, relay, open, spent: Mutex::default() }
+        let spent = Mutex::new(Spent::since(relay.now()));
+        Admin { own, path, relay, open, spent }
     }
 
     /// Answers a call of a client at `ip`.
@@ -118,11 +119,14 @@ impl Admin {
 }
 
 /// Has a call carried out, and closes the connections that it has blocked. `None`: the relay is stopping.
-pub async fn manage(relay: &Relay, open: &Open, call: Call) -> Option<Result<Value, String>> {
+pub async fn manage(relay: &Arc<Relay>, open: &Open, call: Call) -> Option<Result<Value, String>> {
     let (tell, told) = tokio::sync::oneshot::channel();
-    relay.manage(call, move |answer| {
-        // Whoever called may have gone; the decision stands.
-        let _ = tell.send(answer);
+    let relay = relay.clone();
+    tokio::task::spawn_blocking(move || {
+        relay.manage(call, move |answer| {
+            // Whoever called may have gone; the decision stands.
+            let _ = tell.send(answer);
+        });
     });
     let Answer { result, block } = told.await.ok()?;
     if let Some(range) = block {

@@ -6,6 +6,8 @@
 //!
 //! <https://github.com/nostr-protocol/nips/blob/master/43.md>
 
+use std::collections::btree_map::Entry;
+
 use secp256k1::rand::{RngCore, rng};
 use serde_json::{Value, json};
 
@@ -108,8 +110,8 @@ fn leave(decided: &mut Decisions, request: &Event, effects: &mut Effects) -> Res
 
 fn begin_membership(decided: &mut Decisions, key: PublicKey, effects: &mut Effects, now: u64) -> Result<()> {
     room_for_one(decided.members.len())?;
-    if !decided.members.contains_key(&key) {
-        decided.members.insert(key, Member { since: now, ..Member::default() });
+    if let Entry::Vacant(place) = decided.members.entry(key) {
+        place.insert(Member { since: now, ..Member::default() });
         effects.joined.push(key);
         effects.members = true;
     }

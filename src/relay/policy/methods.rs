@@ -173,6 +173,11 @@ fn find(policy: &Policy, name: &str) -> Option<&'static Method> {
     METHODS.iter().find(|method| method.name == name && (!method.for_members || policy.key.is_some()))
 }
 
+/// Whether a method changes nothing, so that it need not wait for the writer. One that nobody knows changes nothing.
+pub fn only_answers(name: &str) -> bool {
+    METHODS.iter().all(|method| method.name != name || matches!(method.does, Does::Answer(_)))
+}
+
 /// Whether this caller may call a method of this name at all.
 pub fn may_call(policy: &Policy, caller: &Caller, name: &str) -> bool {
     match caller {

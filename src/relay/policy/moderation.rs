@@ -127,7 +127,7 @@ mod tests {
             sign(3, 1984, NOW + 4, &[&["p", &accused, "impersonation"]], ""),
             sign(3, 1984, NOW + 5, &[&["e", "nonsense", "spam"]], ""),
         ];
-        store.apply(&[spam.clone()], NOW).unwrap();
+        store.apply(std::slice::from_ref(&spam), NOW).unwrap();
         store.apply(&reports, NOW).unwrap();
         let mut decided = Decisions::default();
         let listed = queue(&store, &decided).unwrap();
