@@ -1,15 +1,20 @@
 //! Settings: `sync.toml` read once, checked once, then plain data.
 //!
 //! The `sync.toml` at the top of the repository is built in and gives every default, so a user's file names only what
-//! it changes. Nothing here imports the rest of the crate, and nothing is looked up again after the start.
+//! it changes. Nothing here imports the rest of the crate. A running relay goes by [`Live`] settings, of which a reload
+//! replaces what can be changed while it runs.
 
 mod access;
 mod check;
+mod client;
 mod ip_range;
 mod kind_range;
+mod live;
 mod members;
 mod memory;
+mod operation;
 mod plugin;
+mod rate;
 mod read;
 mod sync;
 
@@ -20,11 +25,15 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use access::{Access, PowRule, Writers};
+pub use client::Client;
 pub use ip_range::{IpRange, IpRangeError, subscriber_line};
 pub use kind_range::{KindRange, KindRangeError};
+pub use live::{Live, Reloaded, reload};
 pub use members::{Members, Trust};
 pub use memory::Memory;
+pub use operation::Operation;
 pub use plugin::{OnFailure, Plugin};
+pub use rate::Rate;
 pub use read::{ConfigError, Origin};
 pub use sync::Sync;
 
@@ -52,6 +61,10 @@ pub struct Config {
     pub info: Info,
     /// What one client may cost.
     pub limits: Limits,
+    /// What one client may ask for a second.
+    pub rate: Rate,
+    /// What whoever looks after the relay gets to see.
+    pub operation: Operation,
     /// Who may read and write.
     pub access: Access,
     /// Invitations and members.
@@ -68,6 +81,8 @@ pub struct Config {
     pub retention: Retention,
     /// What reconciliation (NIP-77) may cost.
     pub sync: Sync,
+    /// The user's own side of the sync engine.
+    pub client: Client,
     /// Where these settings were read, for messages.
     #[serde(skip)]
     pub origin: Origin,

@@ -32,8 +32,10 @@
 //! - [`relay`]: ingest stages, the writer thread, the live index, the query threads, the sweeper for expired events,
 //!   upkeep (compaction by itself). [`relay::policy`] says who may write and holds what admins have decided,
 //!   [`relay::plugin`] asks a program of the operator's.
-//! - [`server`]: one port for WebSocket, NIP-11 and a landing page; a control socket for the command line.
-//! - [`cli`]: one file a command. [`config`]: `sync.toml`. [`error`]: what a caller of the crate can meet.
+//! - [`server`]: one port for WebSocket, NIP-11 and a landing page; [`server::rate`] (what an address may ask for a second);
+//!   a control socket for the command line, metrics on an address of their own. [`relay::counters`] and [`relay::querylog`]
+//!   hold what is counted.
+//! - [`cli`]: one file a command. [`config`]: `sync.toml`, and [`config::Live`], the settings in force until a reload. [`error`]: what a caller of the crate can meet.
 //!
 //! # The walk of an EVENT
 //!
@@ -46,8 +48,9 @@
 //!
 //! # The walk of a REQ
 //!
-//! `server::peer` checks caps → `relay::fanout` registers the subscription and says up to which point the store has
-//! everything that will not come live → `relay::query` reads up to that point, page by page, a time slice at a time;
+//! `server::peer` checks caps and asks [`auth::Gate`] whether authentication is missing → `relay::fanout` registers the subscription and says up to which point the store has
+//! everything that will not come live → `relay::query` reads up to that point what the client may see
+//! ([`protocol::Visibility`]), page by page, a time slice at a time;
 //! the connection hands the rest of the query back when it has written a page → EOSE with NIP-67's hint → live events
 //! that were held meanwhile, then each as it is stored. Nothing comes twice and nothing is missed, without comparing
 //! ids: the point divides stored from live.
@@ -63,7 +66,10 @@
 //!
 //! A log whose last write may be torn: it is cut off at the next start. An index that reaches up to some offset of the
 //! log: the rest is replayed. Bytes that a deletion promised to erase: the removal in the log names them, and they are
-//! erased at the next start. A ban whose events are not all removed: it is in force, and the next start goes on. A generation that was being written by compaction: `CURRENT` still names the old one.
+//! erased at the next start. A ban whose events are not all removed: it is in force, and the next start goes on. A
+//! generation that was being written by compaction: `CURRENT` still names the old one. An
+//! index that was being rebuilt: the rebuilding goes on where the last run of it ended, and events are counted again. A
+//! request to vanish of a large author that was broken off half-way: not stored, so it is sent again and does the rest.
 //!
 //! # Threads
 //!
@@ -74,6 +80,7 @@
 
 pub mod auth;
 pub mod cli;
+pub mod client;
 pub mod config;
 pub mod error;
 pub mod protocol;

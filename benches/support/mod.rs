@@ -46,6 +46,30 @@ pub fn events(count: usize) -> Vec<Verified<Event>> {
     all
 }
 
+/// Notes that read like people's, so that they compress like them: words of which some are frequent.
+pub fn wordy_events(count: usize) -> Vec<Verified<Event>> {
+    let mut random = StdRng::seed_from_u64(2);
+    let syllables = ["ka", "no", "stra", "mi", "ter", "lo", "wen", "a", "ri", "da", "sho", "pe", "gul", "in", "e"];
+    let word = |random: &mut StdRng| -> String {
+        (0..random.random_range(1..5)).map(|_| syllables[random.random_range(0..syllables.len())]).collect()
+    };
+    let words: Vec<String> = (0..4_000).map(|_| word(&mut random)).collect();
+    let authors: Vec<Keypair> = (0..AUTHORS).map(author).collect();
+    let mut ids: Vec<(EventId, PublicKey)> = Vec::with_capacity(count);
+    let mut all = Vec::with_capacity(count);
+    for number in 0..count {
+        let keypair = &authors[random.random_range(0..AUTHORS)];
+        let tags = if number > 0 { reference(&mut random, &ids) } else { vec![] };
+        let length = random.random_range(5..120);
+        let content: Vec<&str> =
+            (0..length).map(|_| &*words[(random.random::<f64>().powi(3) * words.len() as f64) as usize]).collect();
+        let event = sign(keypair, 1, START + number as u64 * 3, &tags, content.join(" "));
+        ids.push((event.id, event.pubkey));
+        all.push(event);
+    }
+    all
+}
+
 fn reference(random: &mut StdRng, ids: &[(EventId, PublicKey)]) -> Vec<Vec<String>> {
     let (id, pubkey) = ids[random.random_range(0..ids.len())];
     vec![vec!["e".to_owned(), id.to_hex()], vec!["p".to_owned(), pubkey.to_hex()]]

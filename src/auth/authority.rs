@@ -91,6 +91,8 @@ fn is_shared(ip: Ipv4Addr) -> bool {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use proptest::prelude::*;
+
     use super::*;
 
     fn of(url: &str) -> Option<Authority> {
@@ -133,6 +135,24 @@ mod tests {
         assert_ne!(of("ws://[::1]:7777"), of("ws://[::1]:7778"));
         assert_eq!(of("ws://[::1"), None);
         assert_eq!(of("ws://[::1]7777"), None);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Nothing that is written in a tag or header panics, and what is read is read the same from its own spelling.
+        #[test]
+        fn anything_can_be_read(text in "(wss?://)?[a-zA-Z0-9.:/@\\[\\]\\\\ é-]{0,40}") {
+            let _ = Authority::guess(&text, IpAddr::from([127, 0, 0, 1]));
+            if let Some(authority) = of(&text) {
+                let host = match authority.host.contains(':') {
+                    true => format!("[{}]", authority.host),
+                    false => authority.host.to_string(),
+                };
+                let port = authority.port.map(|port| format!(":{port}")).unwrap_or_default();
+                prop_assert_eq!(of(&format!("ws://{host}{port}")), Some(authority));
+            }
+        }
     }
 
     /// Guessed are names that no stranger can own, and only for clients that are near themselves (T35).

@@ -83,6 +83,10 @@ mod tests {
     const NPUB: &str = "npub10elfcs4fr0l0r8af98jlmgdh9c8tcxjvz9qkw038js35mp4dma8qzvjptg";
     const HEX: &str = "7e7e9c42a91bfef19fa929e5fda1b72e0ebc1a4c1141673e2794234d86addf4e";
 
+    /// The example of NIP-19.
+    const NPROFILE: &str = "nprofile1qqsrhuxx8l9ex335q7he0f09aej04zpazpl0ne2cgukyawd24mayt8gpp4mhxue69uhhytnc9e3k7mgpz4mhxue69uhkg6nzv9ejuumpv34kytnrdaksjlyr9p";
+    const NPROFILE_HEX: &str = "3bf0c63fcb93463407af97a5e5ee64fa883d107ef9e558472c4eb9aaaefa459d";
+
     /// Every spelling of a key or id becomes hex where a key or id is meant, and only there.
     #[test]
     fn keys_and_ids_become_hex() {
@@ -93,6 +97,7 @@ mod tests {
             (format!(r##"{{"#p":["{NPUB}","{HEX}"]}}"##), format!(r##"{{"#p":["{HEX}"]}}"##)),
             (format!(r#"{{"ids":["{note}"]}}"#), format!(r#"{{"ids":["{HEX}"]}}"#)),
             (format!(r##"{{"#e":["{}"]}}"##, HEX.to_uppercase()), format!(r##"{{"#e":["{HEX}"]}}"##)),
+            (format!(r#"{{"authors":["{NPROFILE}"]}}"#), format!(r#"{{"authors":["{NPROFILE_HEX}"]}}"#)),
             (format!(r##"{{"#P":["{NPUB}"]}}"##), format!(r##"{{"#P":["{HEX}"]}}"##)),
             (format!(r##"{{"#q":["{note}","30023:{HEX}:x"]}}"##), format!(r##"{{"#q":["{HEX}","30023:{HEX}:x"]}}"##)),
             (format!(r##"{{"#t":["{NPUB}"]}}"##), format!(r##"{{"#t":["{NPUB}"]}}"##)),

@@ -11,9 +11,12 @@ mod filter;
 mod interrupt;
 mod key;
 mod logging;
+mod operate;
 mod progress;
 mod remote;
 mod store;
+mod systemd;
+mod takeover;
 #[cfg(test)]
 mod testing;
 
@@ -22,6 +25,7 @@ pub mod backup;
 pub mod compact;
 pub mod count;
 pub mod delete;
+pub mod explain;
 pub mod export;
 pub mod import;
 pub mod query;
@@ -30,6 +34,7 @@ pub mod restore;
 pub mod serve;
 pub mod status;
 pub mod time;
+pub mod top;
 pub mod verify;
 
 use std::io::Write;
@@ -89,6 +94,8 @@ pub enum Command {
     Repair(repair::RepairArgs),
     Status(status::StatusArgs),
     Admin(admin::AdminArgs),
+    Top(top::TopArgs),
+    Explain(explain::ExplainArgs),
     /// Make or show keys
     #[command(subcommand)]
     Key(key::KeyCommand),
@@ -119,14 +126,14 @@ pub fn run(cli: Cli) -> Result<ExitCode, Error> {
         Command::Config(command) if command.shows_defaults() => return config::print_defaults(out),
         command => command,
     };
-    let config = load_config(cli.config.as_deref(), cli.store)?;
+    let config = load_config(cli.config.as_deref(), cli.store.clone())?;
     logging::start(&config)?;
     if command.uses_many_threads() {
         arenas::limit(&config);
     }
     match command {
         Command::Config(command) => config::run(command, &config, out),
-        Command::Serve(args) => serve::run(&args, config),
+        Command::Serve(args) => serve::run(&args, config, cli.config, cli.store),
         Command::Import(args) => import::run(&args, &Arc::new(config), out),
         Command::Export(args) => export::run(&args, &config, out),
         Command::Compact(_) => compact::run(&config, out),
@@ -139,6 +146,8 @@ pub fn run(cli: Cli) -> Result<ExitCode, Error> {
         Command::Repair(args) => repair::run(&args, &config, out),
         Command::Status(args) => status::run(&args, &config, out),
         Command::Admin(args) => admin::run(args, config, out),
+        Command::Top(args) => top::run(&args, &config, out),
+        Command::Explain(args) => explain::run(&args, &config, out),
         Command::Key(_) | Command::Completions(_) => unreachable!("run before the settings were read"),
     }
 }
@@ -150,6 +159,11 @@ fn load_config(file: Option<&std::path::Path>, store: Option<String>) -> Result<
         let key = nip19::parse_pubkey(&config.info.pubkey)
             .map_err(|error| config.refuse("info.pubkey", error.to_string()))?;
         config.info.pubkey = faster_hex::hex_string(&key);
+    }
+    for at in 0..config.rate.exempt_keys.len() {
+        let key = nip19::parse_pubkey(&config.rate.exempt_keys[at])
+            .map_err(|error| config.refuse("rate.exempt_keys", error.to_string()))?;
+        config.rate.exempt_keys[at] = faster_hex::hex_string(&key);
     }
     Rules::new(&config.retention)
         .map_err(|(key, error)| config.refuse("retention.keep", format!("`{key}`: {error}")))?;

@@ -1,7 +1,8 @@
 //! `sledge serve`.
 
 use std::io::{ErrorKind, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,7 +11,9 @@ use clap::Args;
 use rustix::process::{Resource, getrlimit, setrlimit};
 
 use super::interrupt::Interrupt;
-use super::store;
+use super::operate::{Operation, Reread};
+use super::systemd::{self, Manager};
+use super::{store, takeover};
 use crate::config::Config;
 use crate::error::Error;
 use crate::relay::Clock;
@@ -22,15 +25,22 @@ use crate::store::embedded::EmbeddedStore;
 ///
 /// Runs the relay: WebSocket, relay information (NIP-11) and a landing page on one port. Creates the data directory
 /// when there is none. SIGINT or SIGTERM ends it after what was accepted is answered and stored; a second signal ends
-/// it at once, which loses nothing that was answered either.
+/// it at once, which loses nothing that was answered either. SIGHUP, or a change of the settings file, has the settings read
+/// again; what needs a restart is named in the log.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   sledge serve
-  sledge --store /var/lib/sledge serve --listen 0.0.0.0:7777")]
+  sledge --store /var/lib/sledge serve --listen 0.0.0.0:7777
+  sledge serve --take-over")]
 pub struct ServeArgs {
     /// Address and port [default: `listen` in the settings, else 127.0.0.1:7777]
     #[arg(long, value_name = "ADDR:PORT")]
     pub listen: Option<SocketAddr>,
+
+    /// Take the place of a relay that runs on the same store: it passes its socket on and ends, and no connection is
+    /// refused meanwhile. For upgrades
+    #[arg(long)]
+    pub take_over: bool,
 }
 
 /// Threads that run connections. They wait for sockets only; more cores than this serve queries and the writer.
@@ -40,14 +50,26 @@ const WORKERS_MAX: usize = 8;
 const OTHER_FILES: u64 = 512;
 
 /// Runs the relay to its end.
-pub fn run(args: &ServeArgs, mut config: Config) -> Result<ExitCode, Error> {
+pub fn run(
+    args: &ServeArgs,
+    mut config: Config,
+    file: Option<PathBuf>,
+    store: Option<String>,
+) -> Result<ExitCode, Error> {
     if let Some(listen) = args.listen {
         config.listen = listen;
     }
     let config = Arc::new(config);
-    raise_open_files(config.limits.connections_max as u64 + OTHER_FILES);
-    let opened = store::open_or_create(&config)?;
+    let reread = Reread { file, store, listen: args.listen };
+    let passed = systemd::passed_listener();
+    raise_open_files(&config);
+    let (opened, taken) = match args.take_over {
+        true => takeover::open(&config)?,
+        false => (store::open_or_create(&config)?, None),
+    };
+    let listener = listener_for(&config, passed, taken);
     log_opening(&opened);
+    warn_of_unknown_name(&config);
     let interrupt = Interrupt::watch()?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -55,14 +77,33 @@ pub fn run(args: &ServeArgs, mut config: Config) -> Result<ExitCode, Error> {
         .enable_all()
         .build()
         .map_err(|error| Error::Failed(format!("cannot start the relay's threads: {error}")))?;
-    let served = runtime.block_on(serve(&config, &opened, interrupt));
+    let served = runtime.block_on(async {
+        let operation = Operation::watch(interrupt, Manager::from_env(), reread)?;
+        serve(&config, &opened, listener, operation).await
+    });
     runtime.shutdown_timeout(Duration::from_secs(1));
     served.map(|()| ExitCode::SUCCESS)
 }
 
-async fn serve(config: &Arc<Config>, opened: &Arc<EmbeddedStore>, mut interrupt: Interrupt) -> Result<(), Error> {
+/// The socket to listen on, where there is one already: what the service manager passes is what the operator wants; that
+/// of the relay before this one only if the settings still name its address. None: make one.
+fn listener_for(config: &Config, passed: Option<TcpListener>, taken: Option<TcpListener>) -> Option<TcpListener> {
+    let is_wanted =
+        |taken: &TcpListener| config.listen.port() == 0 || taken.local_addr().is_ok_and(|addr| addr == config.listen);
+    passed.or(taken.filter(is_wanted))
+}
+
+async fn serve(
+    config: &Arc<Config>,
+    opened: &Arc<EmbeddedStore>,
+    listener: Option<TcpListener>,
+    mut operation: Operation,
+) -> Result<(), Error> {
     let store: Arc<dyn Store> = opened.clone();
-    let server = Server::start(Arc::clone(config), store, Clock::system()).await;
+    let server = match listener {
+        Some(listener) => Server::start_on(listener, Arc::clone(config), store, Clock::system()),
+        None => Server::start(Arc::clone(config), store, Clock::system()).await,
+    };
     let mut server = server.map_err(|error| cannot_listen(config.listen, &error))?;
     if let Err(error) = server.listen_for_commands(&opened.path()) {
         tracing::warn!(%error, "no control socket: `sledge compact` and `sledge status` will not reach this relay");
@@ -71,8 +112,10 @@ async fn serve(config: &Arc<Config>, opened: &Arc<EmbeddedStore>, mut interrupt:
     if let Err(error) = opened.describe_owner(&owner) {
         tracing::warn!(%error, "other commands will not find this relay");
     }
+    let metrics = server.serve_metrics().await;
+    metrics.map_err(|error| Error::Failed(format!("cannot serve metrics (operation.metrics_listen): {error}")))?;
     announce(server.addr());
-    interrupt.wait().await;
+    operation.run(&server).await;
     tracing::info!("stopping; a second signal stops at once");
     let started = Instant::now();
     server.stop().await.map_err(|error| Error::Failed(format!("the last writes failed: {error}")))?;
@@ -113,13 +156,27 @@ fn announce(addr: SocketAddr) {
     }
 }
 
+/// Clients sign for which relay they authenticate; one that does not know its public name can check only local ones.
+fn warn_of_unknown_name(config: &Config) {
+    if config.service_url.is_empty() && !config.listen.ip().is_loopback() {
+        tracing::warn!(
+            "service_url is not set: clients that reach this relay under a public name cannot authenticate (NIP-42), \
+             so they cannot read their direct messages here"
+        );
+    }
+}
+
 fn log_opening(opened: &EmbeddedStore) {
     let (path, events, replayed) = (opened.path(), opened.stats().events, opened.open_report().replayed);
     tracing::info!(path = %path.display(), events, replayed, "the store is open");
 }
 
 /// Raises the soft limit on open files as far as needed and allowed; says so where connections will be refused.
-fn raise_open_files(needed: u64) {
+pub fn raise_open_files(config: &Config) {
+    raise_open_files_to(config.limits.connections_max as u64 + OTHER_FILES);
+}
+
+fn raise_open_files_to(needed: u64) {
     let mut limit = getrlimit(Resource::Nofile);
     let Some(current) = limit.current.filter(|current| *current < needed) else { return };
     let raised = limit.maximum.map_or(needed, |maximum| needed.min(maximum));
@@ -156,10 +213,10 @@ mod tests {
     #[test]
     fn the_limit_on_open_files_only_rises() {
         let before = getrlimit(Resource::Nofile);
-        raise_open_files(1);
+        raise_open_files_to(1);
         assert_eq!(getrlimit(Resource::Nofile).current, before.current);
         let needed = before.current.unwrap_or(1_024) + 1;
-        raise_open_files(needed);
+        raise_open_files_to(needed);
         let reached = before.maximum.map_or(needed, |maximum| needed.min(maximum));
         assert_eq!(getrlimit(Resource::Nofile).current, before.current.map(|_| reached));
     }

@@ -28,18 +28,32 @@ pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
     check_shares(config)?;
     check_rules(config)?;
     super::access::check(config)?;
+    super::client::check(config)?;
     check_relations(config)?;
+    if let Err(error) = config.operation.metrics_addr() {
+        return Err(config.refuse("operation.metrics_listen", format!("{error}; an address and a port, or \"\"")));
+    }
     check_service_url(config)
 }
 
 /// A number of the settings: its key, its value, and what it may be.
 pub(super) type Range = (&'static str, u64, RangeInclusive<u64>);
 
+/// The range of every number.
 fn ranges(config: &Config) -> Vec<Range> {
-    [limit_ranges, storage_ranges, retention_ranges, sync_ranges, access::ranges, members::ranges, plugin::ranges]
-        .iter()
-        .flat_map(|of| of(config))
-        .collect()
+    let lists = [
+        limit_ranges,
+        rate_ranges,
+        operation_ranges,
+        access::ranges,
+        members::ranges,
+        plugin::ranges,
+        sync_ranges,
+        client_ranges,
+        storage_ranges,
+        retention_ranges,
+    ];
+    lists.iter().flat_map(|list| list(config)).collect()
 }
 
 fn limit_ranges(config: &Config) -> Vec<Range> {
@@ -86,6 +100,25 @@ fn storage_ranges(config: &Config) -> Vec<Range> {
     ]
 }
 
+fn rate_ranges(config: &Config) -> Vec<Range> {
+    let r = &config.rate;
+    let mut ranges = vec![("rate.ban_secs", r.ban_secs, 1..=30 * DAY_SECS)];
+    for (speed_key, speed, burst_key, burst) in [
+        ("rate.events_per_sec", r.events_per_sec, "rate.events_burst", r.events_burst),
+        ("rate.bytes_per_sec", r.bytes_per_sec, "rate.bytes_burst", r.bytes_burst),
+        ("rate.reqs_per_sec", r.reqs_per_sec, "rate.reqs_burst", r.reqs_burst),
+        ("rate.query_ms_per_sec", r.query_ms_per_sec, "rate.query_ms_burst", r.query_ms_burst),
+        ("rate.garbage_per_sec", r.garbage_per_sec, "rate.garbage_burst", r.garbage_burst),
+    ] {
+        ranges.extend([(speed_key, speed, 0..=MIB * KIB), (burst_key, burst, 1..=MIB * KIB)]);
+    }
+    ranges
+}
+
+fn operation_ranges(config: &Config) -> Vec<Range> {
+    vec![("operation.slow_query_ms", config.operation.slow_query_ms, 0..=3_600_000)]
+}
+
 fn retention_ranges(config: &Config) -> Vec<Range> {
     let r = &config.retention;
     vec![
@@ -103,6 +136,23 @@ fn sync_ranges(config: &Config) -> Vec<Range> {
         ("sync.session_idle_secs", s.session_idle_secs, 1..=DAY_SECS),
         // The smallest message of the protocol, in hex.
         ("sync.message_bytes_max", s.message_bytes_max as u64, 8 * KIB..=8 * MIB),
+    ]
+}
+
+fn client_ranges(config: &Config) -> Vec<Range> {
+    let c = &config.client;
+    vec![
+        ("client.outbox_mb_max", c.outbox_mb_max, 1..=MIB),
+        ("client.memory_mb", c.memory_mb as u64, 1..=65_536),
+        ("client.visit_timeout_secs", c.visit_timeout_secs, 1..=DAY_SECS),
+        ("client.connect_timeout_ms", c.connect_timeout_ms, 100..=600_000),
+        ("client.idle_ping_secs", c.idle_ping_secs, 1..=DAY_SECS),
+        ("client.idle_timeout_secs", c.idle_timeout_secs, 2..=DAY_SECS),
+        ("client.answer_timeout_secs", c.answer_timeout_secs, 1..=DAY_SECS),
+        ("client.reconnect_first_ms", c.reconnect_first_ms, 1..=3_600_000),
+        ("client.reconnect_max_ms", c.reconnect_max_ms, 1..=3_600_000),
+        ("client.message_bytes_max", c.message_bytes_max as u64, 64 * KIB..=64 * MIB),
+        ("client.queue_messages_max", c.queue_messages_max as u64, 1..=10_000),
     ]
 }
 

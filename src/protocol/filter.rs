@@ -112,6 +112,31 @@ impl Filter {
         serde_json::from_str::<ReadFilter>(json).map_err(|_| FilterError::NotAnObject)?.0
     }
 
+    /// The filter as a client sends it: [`Filter::from_json`] gives it back.
+    pub fn to_json(&self) -> String {
+        let mut fields = serde_json::Map::new();
+        let hex = |bytes: &[u8; 32]| Value::from(faster_hex::hex_string(bytes));
+        if let Some(ids) = &self.ids {
+            fields.insert("ids".to_owned(), ids.iter().map(|id| hex(&id.0)).collect());
+        }
+        if let Some(authors) = &self.authors {
+            fields.insert("authors".to_owned(), authors.iter().map(|author| hex(&author.0)).collect());
+        }
+        if let Some(kinds) = &self.kinds {
+            fields.insert("kinds".to_owned(), kinds.iter().map(|kind| Value::from(kind.0)).collect());
+        }
+        for condition in &self.tags {
+            let values = condition.values.iter().map(|value| Value::from(&**value)).collect();
+            fields.insert(format!("#{}", condition.letter), values);
+        }
+        for (key, number) in [("since", self.since), ("until", self.until), ("limit", self.limit)] {
+            if let Some(number) = number {
+                fields.insert(key.to_owned(), number.into());
+            }
+        }
+        Value::Object(fields).to_string()
+    }
+
     /// The meaning of a filter (NIP-01); `limit` plays no part.
     pub fn matches(&self, event: &impl Fields) -> bool {
         self.matches_time(event.created_at())
@@ -298,6 +323,18 @@ mod tests {
         check(r#"{"until":99}"#, false);
         check(r#"{"since":0,"until":18446744073709551615}"#, true);
         assert!(Filter::from_json(r#"{"since":2,"until":1}"#).expect("good").matches_nothing());
+    }
+
+    /// What is written is read back as the same filter, empty lists and quotes included.
+    #[test]
+    fn filters_are_written_as_they_are_read() {
+        let ids = format!(r#"{{"ids":["{}"],"authors":[],"limit":0}}"#, "0a".repeat(32));
+        for text in
+            ["{}", &ids, r##"{"kinds":[0,65535],"#L":["x"],"#t":["a\"b","z"],"since":1,"until":18446744073709551615}"##]
+        {
+            let filter = Filter::from_json(text).expect(text);
+            assert_eq!(Filter::from_json(&filter.to_json()), Ok(filter), "{text}");
+        }
     }
 
     /// Malformed values and unknown keys are refused by name, never dropped (T15, T17).

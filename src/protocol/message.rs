@@ -166,6 +166,24 @@ pub fn publish(event_json: &str) -> String {
     array("EVENT", &[Part::Raw(event_json)])
 }
 
+/// `["AUTH", event]`, as a client answers a challenge (NIP-42).
+pub fn auth_answer(event_json: &str) -> String {
+    array("AUTH", &[Part::Raw(event_json)])
+}
+
+/// `["REQ", id, filter…]`, as a client subscribes.
+pub fn req(id: &SubscriptionId, filters: &[Filter]) -> String {
+    let filters: Vec<String> = filters.iter().map(Filter::to_json).collect();
+    let parts: Vec<Part> =
+        std::iter::once(Part::Text(id.as_str())).chain(filters.iter().map(|filter| Part::Raw(filter))).collect();
+    array("REQ", &parts)
+}
+
+/// `["CLOSE", id]`, as a client ends a subscription.
+pub fn close(id: &SubscriptionId) -> String {
+    array("CLOSE", &[Part::Text(id.as_str())])
+}
+
 enum Part<'a> {
     Text(&'a str),
     Raw(&'a str),

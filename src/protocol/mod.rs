@@ -13,6 +13,8 @@ pub mod message;
 pub mod nip19;
 pub mod pow;
 pub mod relay_info;
+pub mod relay_message;
+pub mod slot;
 pub mod subscription;
 pub mod supersede;
 pub mod tag;

@@ -38,6 +38,15 @@ pub struct RelayInfo {
     pub terms_of_service: String,
     /// Bounds on what clients may send and ask.
     pub limitation: Limitation,
+    /// What the sync engine finds here beside the NIPs.
+    pub sync: SyncInfo,
+}
+
+/// `sync`: what the relay does for the sync engine.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct SyncInfo {
+    /// Version of the settings slot; see [`slot`](crate::protocol::slot).
+    pub slots: u32,
 }
 
 /// NIP-11 `limitation`: what is refused or cut beyond these numbers.

@@ -3,6 +3,7 @@
 
 use std::cmp::Ordering;
 
+use super::slot::{self, Rank};
 use super::{Event, EventId, Fields, Kind, PublicKey, TagLetter};
 
 /// The slot that a replaceable or addressable event occupies (NIP-01).
@@ -17,10 +18,13 @@ pub struct Address {
 }
 
 impl Address {
-    /// The slot of `event`; `None` for regular and ephemeral kinds.
+    /// The slot of `event`; `None` for regular and ephemeral kinds, and for versions of settings (see [`slot`]).
     ///
     /// No `d` tag, `["d"]` and `["d",""]` are the same slot; only the first `d` counts.
     pub fn of(event: &Event) -> Option<Self> {
+        if slot::is_version(event) {
+            return None;
+        }
         let d = if event.kind.is_addressable() {
             event.tags.find("d").and_then(|tag| tag.value()).unwrap_or_default()
         } else if event.kind.is_replaceable() {
@@ -150,6 +154,8 @@ pub struct Known {
     pub deleted_version: Option<Version>,
     /// Its author, or a gift wrap's recipient, vanished up to this `created_at`.
     pub vanished_until: Option<u64>,
+    /// Of a version of settings: where it stands among the others.
+    pub rank: Option<Rank>,
 }
 
 /// What becomes of an incoming event. `Display` is the `OK` text.
@@ -158,6 +164,9 @@ pub enum Verdict {
     /// It is stored, and takes the place of [`Known::current`] if there is one.
     #[error("")]
     Store,
+    /// It is stored as a former version of settings, which is news to nobody.
+    #[error("")]
+    StoreFormer,
     /// It is stored already.
     #[error("duplicate: already have this event")]
     Duplicate,
@@ -178,7 +187,12 @@ pub enum Verdict {
 impl Verdict {
     /// Whether the sender may regard the event as delivered (the flag of `OK`).
     pub fn is_accepted(self) -> bool {
-        matches!(self, Verdict::Store | Verdict::Duplicate | Verdict::Superseded)
+        self.is_stored() || matches!(self, Verdict::Duplicate | Verdict::Superseded)
+    }
+
+    /// Whether the event is stored by this.
+    pub fn is_stored(self) -> bool {
+        matches!(self, Verdict::Store | Verdict::StoreFormer)
     }
 }
 
@@ -198,7 +212,11 @@ pub fn judge(event: &Event, known: &Known, now: u64) -> Verdict {
     } else if known.current.is_some_and(|current| !Version::of(event).replaces(&current)) {
         Verdict::Superseded
     } else {
-        Verdict::Store
+        match known.rank {
+            Some(Rank::Surplus) => Verdict::Superseded,
+            Some(Rank::Former) => Verdict::StoreFormer,
+            Some(Rank::Head) | None => Verdict::Store,
+        }
     }
 }
 

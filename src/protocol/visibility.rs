@@ -11,6 +11,7 @@ use super::event::Fields;
 use super::filter::Filter;
 use super::kind::Kind;
 use super::label;
+use super::slot;
 use super::tag::TagLetter;
 
 /// The kinds that only those involved may read. Labelled events are private whatever their kind.
@@ -45,6 +46,32 @@ impl PrivateKinds {
     /// Whether only those involved may read this event.
     pub fn covers(&self, event: &impl Fields) -> bool {
         self.contains(event.kind()) || label::is_labelled(event)
+    }
+
+    /// Who may read this event; `None`: anybody.
+    pub fn audience(&self, event: &impl Fields) -> Option<Audience> {
+        self.covers(event).then(|| Audience::of(event))
+    }
+}
+
+/// Who may read a private event: its author and the keys in its `p` tags. Found out once for many readers, since an event
+/// may have thousands of such tags.
+#[derive(Clone, Debug)]
+pub struct Audience(Vec<PublicKey>);
+
+impl Audience {
+    fn of(event: &impl Fields) -> Self {
+        let mut keys = vec![*event.pubkey()];
+        event.has_tag(TagLetter::P, &mut |value| {
+            keys.extend(PublicKey::from_hex(value));
+            false
+        });
+        keys.sort_unstable();
+        Audience(keys)
+    }
+
+    fn has(&self, key: &PublicKey) -> bool {
+        self.0.binary_search(key).is_ok()
     }
 }
 
@@ -86,9 +113,20 @@ impl Visibility {
         self.0.as_ref().is_none_or(|reader| !reader.private.covers(event) || is_involved(&reader.keys, event))
     }
 
-    /// As [`Visibility::allows`], for an event that is known to be private: who asks for many readers finds that out once.
-    pub fn allows_private(&self, event: &impl Fields) -> bool {
-        self.0.as_ref().is_none_or(|reader| is_involved(&reader.keys, event))
+    /// Whether the reader may see a private event for this audience.
+    pub fn is_among(&self, audience: &Audience) -> bool {
+        self.0.as_ref().is_none_or(|reader| reader.keys.iter().any(|key| audience.has(key)))
+    }
+
+    /// Whether the reader may see this event, which matches, as an answer to this filter. Versions of settings are for
+    /// those who ask for them, former ones for their author by id; see [`slot`].
+    pub fn answers(&self, filter: &Filter, event: &impl Fields, is_former: impl FnOnce() -> bool) -> bool {
+        let Some(reader) = &self.0 else { return true };
+        let is_in_order = || {
+            slot::is_asked_for(filter)
+                && (!is_former() || (filter.ids.is_some() && reader.keys.contains(event.pubkey())))
+        };
+        self.allows(event) && (!slot::is_version(event) || is_in_order())
     }
 }
 
@@ -111,7 +149,11 @@ mod tests {
         let private = Arc::new(PrivateKinds::new([4..=4, 1059..=1060]));
         let sees = |who: &[&Author], kind, tags: &[Vec<&str>]| {
             let keys: Arc<[PublicKey]> = who.iter().map(|who| who.note(NOW, "").pubkey).collect();
-            Visibility::of(private.clone(), keys).allows(&author.event(kind, NOW, tags, ""))
+            let (reader, event) = (Visibility::of(private.clone(), keys), author.event(kind, NOW, tags, ""));
+            let allowed = reader.allows(&event);
+            let among = private.audience(&event).is_none_or(|audience| reader.is_among(&audience));
+            assert_eq!(allowed, among, "both ways of asking agree");
+            allowed
         };
         let addressed = vec![vec!["p", to.as_str()]];
         let labelled = vec![vec!["L", label::NAMESPACE], vec!["p", to.as_str()]];

@@ -21,8 +21,10 @@ use std::collections::{BTreeSet, HashMap};
 use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher};
 use std::sync::{Arc, Mutex};
 
+use super::counters::Counters;
 use super::lock;
 use super::outbox::{Outbox, Outgoing, Serial};
+use crate::protocol::slot;
 use crate::protocol::visibility::PrivateKinds;
 use crate::protocol::{Event, Filter, Verified, Visibility};
 use crate::store::Position;
@@ -32,7 +34,7 @@ use crate::store::Position;
 pub struct Epoch(u64);
 
 /// All open subscriptions.
-pub struct Fanout(Mutex<Registry>);
+pub struct Fanout(Mutex<Registry>, Counters);
 
 struct Registry {
     epoch: Epoch,
@@ -61,17 +63,25 @@ struct Subscription {
 impl Fanout {
     /// No subscriptions; events before `readable` are in the store, `private` kinds are not for all.
     pub fn new(readable: Position, private: Arc<PrivateKinds>) -> Self {
-        Fanout(Mutex::new(Registry {
-            epoch: Epoch::default(),
-            readable,
-            places: HashMap::new(),
-            slots: Vec::new(),
-            free: Vec::new(),
-            index: Index::default(),
-            keys: RandomState::new(),
-            private,
-            events_dispatched: 0,
-        }))
+        Fanout(
+            Mutex::new(Registry {
+                epoch: Epoch::default(),
+                readable,
+                places: HashMap::new(),
+                slots: Vec::new(),
+                free: Vec::new(),
+                index: Index::default(),
+                keys: RandomState::new(),
+                private,
+                events_dispatched: 0,
+            }),
+            Counters::default(),
+        )
+    }
+
+    /// What the relay counts; kept here, since every part of it that counts knows the subscriptions.
+    pub fn counters(&self) -> &Counters {
+        &self.1
     }
 
     /// Registers a subscription. From now on it gets matching events live as far as its reader may see them, except those
@@ -121,7 +131,9 @@ impl Fanout {
     /// Puts an event of `batch` into the outbox of every subscription that wants it, once each. Returns how many there
     /// were. Holds the registry for this one event only, so that subscribing waits for no batch.
     pub fn dispatch(&self, batch: Epoch, event: &Verified<Event>) -> usize {
-        lock(&self.0).dispatch(batch, event)
+        let delivered = lock(&self.0).dispatch(batch, event);
+        self.1.deliveries.add(delivered);
+        delivered
     }
 }
 
@@ -156,7 +168,9 @@ impl Registry {
     fn dispatch(&mut self, batch: Epoch, event: &Verified<Event>) -> usize {
         self.events_dispatched += 1;
         let (number, slots, index) = (self.events_dispatched, &mut self.slots, &self.index);
-        let is_private = self.private.covers(&**event);
+        let audience = self.private.audience(&**event);
+        let is_settings = slot::is_version(&**event);
+        let asks = |filter: &Filter| filter.matches(&**event) && (!is_settings || slot::is_asked_for(filter));
         let mut delivered = 0;
         let mut ask = |slot: u32| {
             let subscription = slots[slot as usize].as_mut().expect("terms name slots that are taken");
@@ -164,8 +178,8 @@ impl Registry {
                 return;
             }
             subscription.asked = number;
-            let may_see = !is_private || subscription.visible.allows_private(&**event);
-            if may_see && subscription.filters.iter().any(|filter| filter.matches(&**event)) {
+            let may_see = audience.as_ref().is_none_or(|audience| subscription.visible.is_among(audience));
+            if may_see && subscription.filters.iter().any(asks) {
                 let json = event.canonical().json.clone();
                 subscription.outbox.push(Outgoing::Live { serial: subscription.serial, json });
                 delivered += 1;
@@ -360,6 +374,34 @@ mod tests {
         assert_eq!(serials(&outbox), [1, 2]);
     }
 
+    /// A private event reaches the author and whom it names; who has authenticated meanwhile is among them (T34).
+    #[test]
+    fn t34_private_events_reach_those_involved() {
+        let private = Arc::new(PrivateKinds::new([4..=4]));
+        let fanout = Fanout::new(Position(0), private.clone());
+        let key = |author| Author::new(author).note(NOW, "").pubkey;
+        let as_seen_by =
+            |keys: &[u8]| Visibility::of(private.clone(), keys.iter().map(|author| key(*author)).collect());
+        let outbox = Outbox::new(1, 1 << 20);
+        for (serial, keys) in [&[] as &[u8], &[1], &[2], &[3], &[3, 2]].into_iter().enumerate() {
+            fanout.subscribe(&outbox, serial as Serial, &[filter("{}")], as_seen_by(keys));
+        }
+        let to = vec!["p".to_owned(), key(2).to_hex()];
+        let letter = Verified::check(Author::new(1).event(4, NOW, &[to], "")).unwrap();
+        let dispatch = |event: &Verified<Event>| {
+            let batch = fanout.begin_batch(None);
+            fanout.dispatch(batch, event)
+        };
+        dispatch(&letter);
+        assert_eq!(serials(&outbox), [1, 2, 4]);
+        assert_eq!(dispatch(&Author::new(1).note(NOW, "")), 5);
+        serials(&outbox);
+        fanout.set_visible(&outbox, 0, as_seen_by(&[2]));
+        fanout.set_visible(&outbox, 9, as_seen_by(&[2]));
+        dispatch(&letter);
+        assert_eq!(serials(&outbox), [0, 1, 2, 4]);
+    }
+
     /// What was registered is forgotten without a trace, whatever the order.
     #[test]
     fn unsubscribing_leaves_nothing_behind() {
@@ -415,6 +457,23 @@ mod tests {
         })
     }
 
+    /// A third of the kinds of these events.
+    fn private_kinds() -> PrivateKinds {
+        PrivateKinds::new([2..=2])
+    }
+
+    /// Clients that have proven some of the authors' keys, and operators.
+    fn readers() -> impl Strategy<Value = Visibility> {
+        let proven = prop::collection::vec(1u8..4, 0..3);
+        prop::option::weighted(0.9, proven).prop_map(|proven| match proven {
+            Some(proven) => {
+                let keys = proven.into_iter().map(|author| Author::new(author).note(NOW, "").pubkey).collect();
+                Visibility::of(Arc::new(private_kinds()), keys)
+            }
+            None => Visibility::everything(),
+        })
+    }
+
     fn events() -> impl Strategy<Value = Verified<Event>> {
         (1u8..4, 0u16..3, prop::collection::vec((prop::sample::select(vec!["t", "u"]), 0u16..3), 0..3)).prop_map(
             |(author, kind, tags)| {
@@ -428,17 +487,17 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
-        /// The index reaches exactly the subscriptions that a linear scan finds.
+        /// The index reaches exactly the subscriptions that a linear scan finds, among those that may see the event.
         #[test]
         fn the_index_agrees_with_a_linear_scan(
-            subscriptions in prop::collection::vec(prop::collection::vec(filters(), 1..3), 1..20),
+            subscriptions in prop::collection::vec((prop::collection::vec(filters(), 1..3), readers()), 1..20),
             gone in prop::collection::vec(0usize..20, 0..8),
             events in prop::collection::vec(events(), 1..4),
         ) {
-            let fanout = Fanout::new(Position(0), Arc::default());
+            let fanout = Fanout::new(Position(0), Arc::new(private_kinds()));
             let outbox = Outbox::new(1, 1 << 20);
-            for (serial, filters) in subscriptions.iter().enumerate() {
-                fanout.subscribe(&outbox, serial as Serial, filters, Visibility::everything());
+            for (serial, (filters, visible)) in subscriptions.iter().enumerate() {
+                fanout.subscribe(&outbox, serial as Serial, filters, visible.clone());
             }
             gone.iter().for_each(|serial| fanout.unsubscribe(&outbox, *serial as Serial));
             let batch = fanout.begin_batch(None);
@@ -446,7 +505,8 @@ mod tests {
                 fanout.dispatch(batch, event);
                 let expected: Vec<Serial> = (0..subscriptions.len())
                     .filter(|serial| !gone.contains(serial))
-                    .filter(|serial| subscriptions[*serial].iter().any(|filter| filter.matches(&**event)))
+                    .filter(|serial| subscriptions[*serial].1.allows(&**event))
+                    .filter(|serial| subscriptions[*serial].0.iter().any(|filter| filter.matches(&**event)))
                     .map(|serial| serial as Serial)
                     .collect();
                 prop_assert_eq!(serials(&outbox), expected);

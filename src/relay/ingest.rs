@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::policy::{self, Policy};
-use crate::config::Config;
+use crate::config::Live;
 use crate::protocol::supersede::{is_expired, vanish_applies};
 use crate::protocol::verify::{Hashed, Invalid};
 use crate::protocol::{Event, Kind, PublicKey, Tags, Verified, pow};
@@ -149,15 +149,15 @@ impl Rejection {
 
 /// The stages, with the limits they go by.
 pub struct Ingest {
-    config: Arc<Config>,
+    config: Live,
     store: Arc<dyn Store>,
     policy: Arc<Policy>,
 }
 
 impl Ingest {
     /// Stages that go by `config`, know what `store` holds, and ask `policy` who may write.
-    pub fn new(config: Arc<Config>, store: Arc<dyn Store>, policy: Arc<Policy>) -> Self {
-        Ingest { config, store, policy }
+    pub fn new(config: impl Into<Live>, store: Arc<dyn Store>, policy: Arc<Policy>) -> Self {
+        Ingest { config: config.into(), store, policy }
     }
 
     /// Takes an event through all stages; costs one signature check (25 µs) when it is good and new. `now` is in
@@ -185,7 +185,7 @@ impl Ingest {
         }
         let verified = hashed.verify()?;
         let bytes = verified.canonical().json.len();
-        let bytes_max = self.config.limits.frame_bytes_max;
+        let bytes_max = self.config.load().limits.frame_bytes_max;
         if bytes > bytes_max {
             return Err(Rejection::TooLarge { bytes, bytes_max });
         }
@@ -194,7 +194,7 @@ impl Ingest {
     }
 
     fn check_limits(&self, event: &Event) -> Result<(), Rejection> {
-        let limits = &self.config.limits;
+        let limits = &self.config.load().limits;
         if event.tags.len() > limits.event_tags_max {
             return Err(Rejection::TooManyTags { tags: event.tags.len(), tags_max: limits.event_tags_max });
         }
@@ -207,7 +207,7 @@ impl Ingest {
     }
 
     fn check_date(&self, created_at: u64, now: u64) -> Result<(), Rejection> {
-        let limits = &self.config.limits;
+        let limits = &self.config.load().limits;
         let ahead_secs = created_at.saturating_sub(now);
         if ahead_secs > limits.created_at_ahead_secs_max {
             return Err(Rejection::TooFarAhead { ahead_secs, secs_max: limits.created_at_ahead_secs_max });
@@ -222,18 +222,17 @@ impl Ingest {
 
     /// What every client must have done. Requests to vanish are followed whoever sends them (NIP-62).
     fn check_access(&self, event: &Event, sender: &Sender) -> Result<(), Rejection> {
-        let access = &self.config.access;
+        let access = &self.config.load().access;
         if event.kind == Kind::VANISH {
             return Ok(());
         }
         if access.auth_required_to_write && sender.keys.is_empty() {
             return Err(Rejection::AuthRequired);
         }
-        let (proven, needed) = (pow::proven(event), access.pow_bits(event.kind.0));
-        if proven < needed.into() {
-            return Err(Rejection::TooLittleWork { proven, needed, kind: event.kind });
+        match access.pow_bits(event.kind.0) {
+            0 => Ok(()),
+            needed => check_work(event, needed),
         }
-        Ok(())
     }
 
     fn check_policy(&self, event: &Event, sender: &Sender, now: u64) -> Result<(), Rejection> {
@@ -249,7 +248,7 @@ impl Ingest {
         if matches!(event.kind, Kind::REPOST | Kind::GENERIC_REPOST) && embeds_protected(&event.content) {
             return Err(Rejection::RepostOfProtected);
         }
-        if event.kind == Kind::VANISH && !vanish_applies(event, &self.config.service_url) {
+        if event.kind == Kind::VANISH && !vanish_applies(event, &self.config.load().service_url) {
             return Err(Rejection::VanishElsewhere);
         }
         if !event.kind.is_ephemeral() && !self.store.keeps(event, now) {
@@ -264,6 +263,11 @@ impl Ingest {
             Rejection::StoreUnreadable
         })
     }
+}
+
+fn check_work(event: &Event, needed: u8) -> Result<(), Rejection> {
+    let proven = pow::proven(event);
+    if proven >= needed.into() { Ok(()) } else { Err(Rejection::TooLittleWork { proven, needed, kind: event.kind }) }
 }
 
 /// A protected event (NIP-70) comes in only from a client that has authenticated as its author.
@@ -291,6 +295,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
+    use crate::config::Config;
     use crate::protocol::testing::{Author, NOW};
     use crate::store::memory::MemoryStore;
 

@@ -4,6 +4,8 @@
 //! arrives there, from whichever thread.
 
 pub mod clock;
+pub mod counters;
+pub mod explain;
 pub mod fanout;
 pub mod ingest;
 pub mod maintenance;
@@ -12,6 +14,7 @@ pub mod outbox;
 pub mod plugin;
 pub mod policy;
 pub mod query;
+pub mod querylog;
 pub mod sweeper;
 pub mod writer;
 
@@ -21,6 +24,8 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 pub use clock::Clock;
+use counters::Counters;
+use explain::Measured;
 use fanout::Fanout;
 use ingest::{Ingest, Rejection, Sender, Source};
 use maintenance::Maintenance;
@@ -30,10 +35,11 @@ use plugin::Plugin;
 use policy::invitations::{self, Question};
 use policy::{Policy, admin, methods};
 use query::{Job, Queries};
+use querylog::QueryFigures;
 use writer::{Submission, Writer};
 
 use crate::auth::Gate;
-use crate::config::Config;
+use crate::config::{Config, Live};
 use crate::protocol::{Event, Filter, Verified, Visibility};
 use crate::store::compact::CompactReport;
 use crate::store::{Query, Store, StoreError, StoreStats, Wanted};
@@ -46,7 +52,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// A running relay over a store: the writer thread, the query threads and the live index.
 pub struct Relay {
-    config: Arc<Config>,
+    config: Live,
     store: Arc<dyn Store>,
     clock: Clock,
     policy: Arc<Policy>,
@@ -55,6 +61,8 @@ pub struct Relay {
     fanout: Arc<Fanout>,
     writer: Writer,
     plugin: Option<Plugin>,
+    /// Whether the plugin judges what the operator brings in.
+    asks_for_operator: bool,
     queries: Queries,
     negotiable: Arc<Budget>,
     maintenance: Maintenance,
@@ -87,14 +95,17 @@ impl Relay {
         let fanout = Arc::new(Fanout::new(readable, gate.private().clone()));
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let queries = Queries::start(store.clone(), &config.limits, config.limits.query_threads_on(cores))?;
+        queries.log_from(config.operation.slow_query());
         let policy = Arc::new(Policy::open(config.clone(), store.clone())?);
         let writer = Writer::start(store.clone(), fanout.clone(), clock.clone(), policy.clone(), &config.storage)?;
         writer.enqueue(admin::start_chore(policy.clone()));
         let maintenance = Maintenance::start(store.clone(), &config.storage)?;
-        let ingest = Ingest::new(config.clone(), store.clone(), policy.clone());
         let plugin = if config.plugin.is_set() { Some(Plugin::start(config.plugin.clone())?) } else { None };
-        let connections = AtomicU64::new(0);
+        let asks_for_operator = config.plugin.import;
         let negotiable = Budget::new(config.sync.records_max);
+        let config = Live::from(config);
+        let ingest = Ingest::new(config.clone(), store.clone(), policy.clone());
+        let connections = AtomicU64::new(0);
         Ok(Relay {
             config,
             store,
@@ -105,6 +116,7 @@ impl Relay {
             fanout,
             writer,
             plugin,
+            asks_for_operator,
             queries,
             negotiable,
             maintenance,
@@ -112,8 +124,13 @@ impl Relay {
         })
     }
 
-    /// The settings.
-    pub fn config(&self) -> &Arc<Config> {
+    /// The settings in force now.
+    pub fn config(&self) -> Arc<Config> {
+        self.config.load()
+    }
+
+    /// The settings in force, also after the next reload.
+    pub fn live_config(&self) -> &Live {
         &self.config
     }
 
@@ -145,7 +162,7 @@ impl Relay {
     /// The outbox of a new connection.
     pub fn connect(&self) -> Arc<Outbox> {
         let connection = self.connections.fetch_add(1, Ordering::Relaxed);
-        Outbox::new(connection, self.config.limits.live_queue_bytes_max)
+        Outbox::new(connection, self.config().limits.live_queue_bytes_max)
     }
 
     /// Takes an event through the ingest stages.
@@ -174,7 +191,7 @@ impl Relay {
     /// settings say so.
     fn asks_plugin(&self, submission: &Submission) -> bool {
         let by_operator = submission.sender.source != Source::Client;
-        !policy::members::is_request(submission.event.kind) && (!by_operator || self.config.plugin.import)
+        !policy::members::is_request(submission.event.kind) && (!by_operator || self.asks_for_operator)
     }
 
     /// Opens a subscription: its stored events come in pages, then live ones follow. Live events that arrive between
@@ -184,7 +201,7 @@ impl Relay {
         let keys = visible.reader().map_or(&[][..], |(_, keys)| keys);
         let (now, question) = (self.clock.now(), invitations::question(&self.policy, &filters, keys));
         let asked = if question == Question::Other { Vec::new() } else { filters.clone() };
-        let job = Job::rows(outbox, serial, filters, &self.config.limits, before, visible, now);
+        let job = Job::rows(outbox, serial, filters, &self.config().limits, before, visible, now);
         match question {
             Question::Other => self.queries.begin(job),
             Question::Refused(text) => outbox.push(invitations::refusal(serial, text)),
@@ -213,7 +230,7 @@ impl Relay {
         let wanted = Wanted { filter: opening.filter.clone(), limit, whole_seconds: false };
         let now = self.clock.now();
         let query = Query { wanted: vec![wanted], now, before: None, visible };
-        let limits = &self.config.sync;
+        let limits = &self.config().sync;
         self.queries.negotiate(Negotiation::open(outbox, opening, query, limits, &self.negotiable));
     }
 
@@ -228,6 +245,40 @@ impl Relay {
     /// As [`Maintenance::compact`].
     pub fn compact(&self, progress: &dyn Fn(u64, u64)) -> Result<Option<CompactReport>, StoreError> {
         self.maintenance.compact(progress)
+    }
+
+    /// What is counted.
+    pub fn counters(&self) -> &Counters {
+        self.fanout.counters()
+    }
+
+    /// Runs a filter to see what it costs; see [`explain::measure`]. Blocks.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn measure(&self, filter: &Filter) -> Result<Measured, StoreError> {
+        explain::measure(&*self.store, filter, &self.config().limits, self.clock.now())
+    }
+
+    /// Figures about queries.
+    pub fn query_figures(&self) -> QueryFigures {
+        self.queries.figures()
+    }
+
+    /// Events and bytes that wait for the writer.
+    pub fn writer_queue(&self) -> (usize, usize) {
+        self.writer.queued()
+    }
+
+    /// Why the store takes no writes; `None` while it does.
+    pub fn problem(&self) -> Option<&'static str> {
+        self.writer.problem(Instant::now())
+    }
+
+    /// Puts other settings in force; see [`Live`].
+    pub fn reload(&self, config: Config) {
+        self.queries.log_from(config.operation.slow_query());
+        self.config.replace(config);
     }
 
     /// Figures about the store.

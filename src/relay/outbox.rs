@@ -8,8 +8,10 @@
 //! none counts bytes.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::task::AtomicWaker;
@@ -58,6 +60,8 @@ pub struct Outbox {
     /// Told apart from every other connection of this process.
     pub connection: u64,
     live_bytes_max: usize,
+    /// Microseconds of query threads that nobody has asked for yet.
+    queried_micros: AtomicU64,
     queue: Mutex<Queue>,
     taker: AtomicWaker,
 }
@@ -81,7 +85,24 @@ const IDLE_SLOTS_MAX: usize = 16;
 impl Outbox {
     /// An empty outbox that holds live events of up to `live_bytes_max` bytes.
     pub fn new(connection: u64, live_bytes_max: usize) -> Arc<Self> {
-        Arc::new(Outbox { connection, live_bytes_max, queue: Mutex::default(), taker: AtomicWaker::new() })
+        Arc::new(Outbox {
+            connection,
+            live_bytes_max,
+            queried_micros: AtomicU64::new(0),
+            queue: Mutex::default(),
+            taker: AtomicWaker::new(),
+        })
+    }
+
+    /// Notes that a query thread has worked for this connection.
+    pub fn add_query_time(&self, worked: Duration) {
+        let micros = u64::try_from(worked.as_micros()).unwrap_or(u64::MAX);
+        self.queried_micros.fetch_add(micros, Ordering::Relaxed);
+    }
+
+    /// For how long query threads have worked for this connection since this was asked last.
+    pub fn take_query_time(&self) -> Duration {
+        Duration::from_micros(self.queried_micros.swap(0, Ordering::Relaxed))
     }
 
     /// Queues a message. After [`Outbox::close`] or an overflow it is dropped.

@@ -54,6 +54,8 @@ pub struct Writer {
 struct Shared {
     queue: Mutex<Queue>,
     changed: Condvar,
+    /// Why the last write failed, and when.
+    problem: Mutex<Option<Problem>>,
     events_max: usize,
     bytes_max: usize,
 }
@@ -69,6 +71,18 @@ struct Queue {
     sweep: bool,
     stopping: bool,
 }
+
+/// Why a write failed.
+#[derive(Clone, Copy)]
+struct Problem {
+    text: &'static str,
+    at: Instant,
+    /// Whether only a restart mends it.
+    lasts: bool,
+}
+
+/// For how long after the last failed write the store counts as not taking any.
+const PROBLEM_TOLD_TIME: Duration = Duration::from_secs(60);
 
 /// What the writer does next.
 struct Work {
@@ -95,6 +109,7 @@ impl Writer {
         let shared = Arc::new(Shared {
             queue: Mutex::default(),
             changed: Condvar::new(),
+            problem: Mutex::default(),
             events_max: settings.writer_queue_events_max,
             bytes_max: settings.writer_queue_bytes_max,
         });
@@ -138,6 +153,20 @@ impl Writer {
         }
         drop(queue);
         self.shared.changed.notify_one();
+    }
+
+    /// Events and bytes that wait.
+    pub fn queued(&self) -> (usize, usize) {
+        let queue = lock(&self.shared.queue);
+        (queue.submissions.len(), queue.bytes)
+    }
+
+    /// Why the store takes no writes at `now`. A problem that may pass is told for a while after the last write that
+    /// failed; then the next write shows whether it has passed.
+    pub fn problem(&self, now: Instant) -> Option<&'static str> {
+        let problem = (*lock(&self.shared.problem))?;
+        let is_present = problem.lasts || now.saturating_duration_since(problem.at) < PROBLEM_TOLD_TIME;
+        is_present.then_some(problem.text)
     }
 
     /// Has expired events removed now rather than at the next round.
@@ -385,14 +414,16 @@ impl Loop {
         let (outcomes, end) = self.store(&batch.stored, now);
         let epoch = self.fanout.begin_batch(end);
         for (reply, event, outcome) in batch.in_order(&outcomes, now) {
-            let text = match outcome {
-                Outcome::Judged(verdict) => message::ok(&event.id, verdict.is_accepted(), &verdict.to_string()),
-                Outcome::Passed => message::ok(&event.id, true, ""),
-                Outcome::Failed(text) => message::ok(&event.id, false, text),
+            let (accepted, text) = match outcome {
+                Outcome::Judged(verdict) => (verdict.is_accepted(), verdict.to_string()),
+                Outcome::Passed => (true, String::new()),
+                Outcome::Failed(text) => (false, text.to_owned()),
             };
-            reply.push(Outgoing::Answer(text));
+            self.fanout.counters().answered(accepted, &text);
+            reply.push(Outgoing::Answer(message::ok(&event.id, accepted, &text)));
         }
         for (_, event, outcome) in batch.in_order(&outcomes, now) {
+            // A former version of settings is stored, and news to nobody.
             if matches!(outcome, Outcome::Judged(Verdict::Store) | Outcome::Passed) {
                 self.fanout.dispatch(epoch, event);
                 self.trust.stored(event);
@@ -406,7 +437,9 @@ impl Loop {
         }
         match self.store.apply(events, now) {
             Ok(applied) => {
-                self.failing = false;
+                if std::mem::replace(&mut self.failing, false) {
+                    *lock(&self.shared.problem) = None;
+                }
                 if applied.over_quota {
                     self.sweeper.sweep_soon(Instant::now());
                 }
@@ -416,6 +449,8 @@ impl Loop {
                 if !std::mem::replace(&mut self.failing, true) {
                     tracing::error!(%error, events = events.len(), "writing failed; publishers are told");
                 }
+                let lasts = matches!(error, StoreError::Poisoned(_));
+                *lock(&self.shared.problem) = Some(Problem { text: told(&error), at: Instant::now(), lasts });
                 (vec![Outcome::Failed(told(&error)); events.len()], None)
             }
         }

@@ -1,7 +1,7 @@
 //! What the relay tells about itself: the relay information document (NIP-11) and the page for browsers.
 
 use crate::config::Config;
-use crate::protocol::relay_info::{Limitation, RelayInfo};
+use crate::protocol::relay_info::{Limitation, RelayInfo, SyncInfo};
 use crate::protocol::subscription::SUBSCRIPTION_ID_CHARS_MAX;
 use crate::relay::policy::Policy;
 
@@ -34,6 +34,7 @@ pub fn relay_info(config: &Config, policy: &Policy) -> RelayInfo {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         terms_of_service: info.terms_of_service.clone(),
         limitation: limitation(config, policy),
+        sync: SyncInfo { slots: 1 },
     }
 }
 

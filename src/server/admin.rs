@@ -32,9 +32,6 @@ const BODY_BYTES_MAX: usize = 64 * 1024;
 pub struct Admin {
     relay: Arc<Relay>,
     open: Arc<Open>,
-    /// Host and path of `service_url`.
-    own: Option<Authority>,
-    path: String,
     spent: Mutex<Spent>,
 }
 
@@ -56,12 +53,8 @@ pub fn is_call(request: &Request<Incoming>) -> bool {
 impl Admin {
     /// The API of `relay`; connections in `open` are closed when their address is blocked.
     pub fn new(relay: Arc<Relay>, open: Arc<Open>) -> Self {
-        let url = &relay.config().service_url;
-        let own = Authority::of_url(url);
-        let path = url.split_once("://").and_then(|(_, rest)| rest.find('/').map(|slash| &rest[slash..]));
-        let path = path.unwrap_or_default().trim_end_matches('/').to_owned();
         let spent = Mutex::new(Spent::since(relay.now()));
-        Admin { own, path, relay, open, spent }
+        Admin { relay, open, spent }
     }
 
     /// Answers a call of a client at `ip`.
@@ -75,11 +68,13 @@ impl Admin {
         };
         let host = parts.headers.get(header::HOST).and_then(|host| host.to_str().ok());
         let reached = host.and_then(|host| Authority::guess(host, ip));
-        let own: Vec<&Authority> = self.own.iter().chain(&reached).collect();
+        let url = &self.relay.config().service_url;
+        let public = Authority::of_url(url);
+        let own: Vec<&Authority> = public.iter().chain(&reached).collect();
         let request = http_auth::Request {
             method: "POST",
             own: &own,
-            paths: &[parts.uri.path().trim_end_matches('/'), &self.path],
+            paths: &[parts.uri.path().trim_end_matches('/'), path_of(url)],
             query: parts.uri.query(),
             body: &body,
         };
@@ -116,6 +111,12 @@ impl Admin {
             None => failed(StatusCode::SERVICE_UNAVAILABLE, "the relay is stopping"),
         }
     }
+}
+
+/// The path of a URL, which a proxy may take off, without a slash at its end.
+fn path_of(url: &str) -> &str {
+    let path = url.split_once("://").and_then(|(_, rest)| rest.find('/').map(|slash| &rest[slash..]));
+    path.unwrap_or_default().trim_end_matches('/')
 }
 
 /// Has a call carried out, and closes the connections that it has blocked. `None`: the relay is stopping.

@@ -5,7 +5,6 @@
 
 use std::future::Future;
 use std::io;
-use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -19,14 +18,16 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{Message, Role, WebSocketConfig};
 
 use super::frames::Frames;
-use super::http::Shaken;
+use super::http::{Client, Shaken};
 use super::idle::{Idle, Patience};
 use super::negotiations::Call;
 use super::peer::{Action, Peer};
-use super::places::Place;
+use super::rate::Meter;
+use super::rate::meter::{Conduct, PAUSE};
 use super::wire::Wire;
 use crate::auth::{Challenge, Session};
-use crate::protocol::{Event, message};
+use crate::protocol::Event;
+use crate::protocol::message::{self, ClientMessage};
 use crate::relay::Relay;
 use crate::relay::outbox::{Outbox, Outgoing, Serial, Taken};
 use crate::relay::query::Job;
@@ -45,12 +46,12 @@ const LINGER: Duration = Duration::from_secs(1);
 pub struct Connection {
     relay: Arc<Relay>,
     outbox: Arc<Outbox>,
-    /// The client's address.
-    ip: IpAddr,
-    /// What a trusted proxy's client takes of the places of its address.
-    _place: Place,
+    client: Client,
     socket: WebSocketStream<Wire>,
     peer: Peer,
+    meter: Meter,
+    /// Until when the socket is not read, after too much was asked for.
+    paused_until: Option<Instant>,
     idle: Idle,
     timer: Pin<Box<Sleep>>,
     /// A checked event for which the writer has no room yet.
@@ -87,8 +88,10 @@ enum End {
 
 impl Connection {
     /// A connection on a socket that has shaken hands.
-    pub async fn new(relay: Arc<Relay>, outbox: Arc<Outbox>, shaken: Shaken) -> Connection {
-        let limits = &relay.config().limits;
+    pub async fn new(relay: Arc<Relay>, outbox: Arc<Outbox>, meter: Meter, shaken: Shaken) -> Connection {
+        let Shaken { socket, read, mut client } = shaken;
+        let config = relay.config();
+        let limits = &config.limits;
         let settings = WebSocketConfig::default()
             .read_buffer_size(READ_BUFFER_BYTES)
             .write_buffer_size(0)
@@ -96,19 +99,20 @@ impl Connection {
             .max_frame_size(Some(limits.frame_bytes_max));
         let idle = Idle::new(limits.idle_ping(), limits.idle_timeout(), Instant::now());
         let timer = Box::pin(tokio::time::sleep_until(idle.next()));
-        let session = Session::new(Challenge::new(secp256k1::rand::random()), shaken.reached);
-        let session = if shaken.is_operator { session.of_operator() } else { session };
-        let peer = Peer::new(relay.config().clone(), relay.gate().clone(), session);
-        let mut wire = Wire::new(shaken.socket);
+        let session = Session::new(Challenge::new(secp256k1::rand::random()), client.reached.take());
+        let session = if client.is_operator { session.of_operator() } else { session };
+        let peer = Peer::new(config.clone(), relay.gate().clone(), session);
+        let mut wire = Wire::new(socket);
         wire.frames.text(&peer.greeting());
-        let socket = WebSocketStream::from_partially_read(wire, shaken.read.into(), Role::Server, Some(settings)).await;
+        let socket = WebSocketStream::from_partially_read(wire, read.into(), Role::Server, Some(settings)).await;
         Connection {
             relay,
             outbox,
-            ip: shaken.ip,
-            _place: shaken.forwarded,
+            client,
             socket,
             peer,
+            meter,
+            paused_until: None,
             idle,
             timer,
             submission: None,
@@ -179,6 +183,7 @@ impl Connection {
         let wire = self.socket.get_mut();
         let waiting = wire.frames.unwritten().len();
         let drained = wire.poll_drain(cx);
+        self.relay.counters().sent_bytes.add(waiting - wire.frames.unwritten().len());
         // A slow reader that goes on taking is alive. What the system merely buffers says nothing about the client.
         if self.blocked && wire.frames.unwritten().len() < waiting {
             self.idle.seen(Instant::now());
@@ -189,7 +194,7 @@ impl Connection {
 
     fn poll_socket(&mut self, cx: &mut Context<'_>, writable: bool) -> Poll<Step> {
         let submitted = self.relay.poll_submit(cx, &mut self.submission).is_ready();
-        if writable && submitted && !self.stopping && self.peer.wants_input() {
+        if writable && submitted && !self.stopping && self.paused_until.is_none() && self.peer.wants_input() {
             return Pin::new(&mut self.socket).poll_next(cx).map(Step::Received);
         }
         Poll::Pending
@@ -215,14 +220,17 @@ impl Connection {
             Step::Taken(Taken::Overflow, _) => return Err(self.too_slow()),
             Step::Taken(Taken::Stop, _) => self.stopping = true,
             Step::Taken(Taken::Expelled, _) => return Err(End::ByRelay(CloseCode::Policy, "blocked")),
-            Step::Timer => self.check_idle()?,
+            Step::Timer => {
+                self.paused_until = None;
+                self.check_idle()?;
+            }
             Step::Broken(error) => {
                 tracing::debug!(connection = self.outbox.connection, %error, "writing failed");
                 return Err(End::ByClient);
             }
         }
         while let Some(action) = self.peer.take_held() {
-            self.act(action);
+            self.act(action)?;
         }
         if self.stopping && self.peer.is_settled() {
             return Err(End::ByRelay(CloseCode::Away, "the relay is stopping"));
@@ -234,28 +242,59 @@ impl Connection {
         self.idle.seen(Instant::now());
         match received {
             Some(Ok(Message::Text(text))) => {
-                let action = self.peer.receive(&text);
-                self.act(action);
+                let counters = self.relay.counters();
+                counters.messages.add(1);
+                counters.message_bytes.add(text.len());
+                let queried = self.outbox.take_query_time();
+                let (message, conduct) =
+                    self.meter.charge(ClientMessage::parse(&text), text.len(), queried, Instant::now());
+                let action = self.peer.handle(message);
+                self.act(action)?;
+                self.go_by(conduct)?;
             }
             Some(Ok(Message::Binary(_))) => {
                 self.frames().text(&message::notice("invalid: this relay reads text messages only"));
             }
             // tungstenite has answered a ping and acknowledges a close; the end of the stream follows that.
             Some(Ok(_)) => {}
-            Some(Err(error)) => return Err(end_of(&error)),
+            Some(Err(error)) => {
+                let end = end_of(&error);
+                if matches!(end, End::ByRelay(..)) {
+                    self.meter.broken(Instant::now());
+                }
+                return Err(end);
+            }
             None => return Err(End::ByClient),
         }
         Ok(())
     }
 
-    fn act(&mut self, action: Action) {
+    /// Goes on as the limits of the client's address say.
+    fn go_by(&mut self, conduct: Conduct) -> Result<(), End> {
+        match conduct {
+            Conduct::Fine => {}
+            Conduct::Pause => {
+                let until = Instant::now() + PAUSE;
+                self.paused_until = Some(until);
+                let wake = until.min(self.idle.next());
+                self.timer.as_mut().reset(wake);
+            }
+            Conduct::Banned => {
+                self.frames().text(&message::notice("blocked: too much garbage from your address; come back later"));
+                return Err(End::ByRelay(CloseCode::Policy, "too much garbage"));
+            }
+        }
+        Ok(())
+    }
+
+    fn act(&mut self, action: Action) -> Result<(), End> {
         match action {
             Action::Nothing => {}
             Action::Answer { text, ended } => {
                 self.frames().text(&text);
                 self.unsubscribe(ended);
             }
-            Action::Publish(event) => self.publish(*event),
+            Action::Publish(event) => return self.publish(*event),
             Action::Authenticate(event) => self.authenticate(*event),
             Action::Subscribe { serial, filters, replaced } => {
                 self.unsubscribe(replaced);
@@ -269,6 +308,7 @@ impl Connection {
             Action::Negotiate(Call::GoOn(negotiation)) => self.relay.go_on(negotiation),
             Action::Negotiate(Call::Refuse(text)) => self.frames().text(&text),
         }
+        Ok(())
     }
 
     fn unsubscribe(&self, serial: Option<Serial>) {
@@ -278,23 +318,30 @@ impl Connection {
     }
 
     fn authenticate(&mut self, event: Event) {
-        let answer = self.peer.authenticate(event, self.relay.now());
+        let (answer, sees_more) = self.peer.authenticate(event, self.relay.now());
         self.frames().text(&answer);
-        self.relay.widen(&self.outbox, self.peer.serials(), &self.peer.visible());
+        if sees_more {
+            self.relay.widen(&self.outbox, self.peer.serials(), &self.peer.visible());
+            self.meter.prove(&self.peer.sender(self.client.ip).keys);
+        }
     }
 
-    fn publish(&mut self, event: Event) {
+    fn publish(&mut self, event: Event) -> Result<(), End> {
         let id = event.id;
-        let sender = self.peer.sender(self.ip);
+        let sender = self.peer.sender(self.client.ip);
         match self.relay.check(event, &sender) {
             Ok(event) => {
                 self.submission = Some(Box::new(Submission { event, reply: self.outbox.clone(), sender }));
             }
             Err(rejection) => {
-                self.frames().text(&message::ok(&id, rejection.is_accepted(), &rejection.to_string()));
+                let (accepted, text) = (rejection.is_accepted(), rejection.to_string());
+                self.relay.counters().answered(accepted, &text);
+                self.frames().text(&message::ok(&id, accepted, &text));
                 self.peer.answered();
+                return self.go_by(self.meter.rejected(&rejection, Instant::now()));
             }
         }
+        Ok(())
     }
 
     fn send(&mut self, message: Outgoing) -> Result<(), End> {
@@ -323,6 +370,7 @@ impl Connection {
     }
 
     fn too_slow(&mut self) -> End {
+        self.relay.counters().too_slow.add(1);
         self.frames().text(&message::notice("error: too slow for the events of your subscriptions"));
         End::ByRelay(CloseCode::Policy, "too slow")
     }

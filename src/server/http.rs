@@ -17,14 +17,16 @@ use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, Response, StatusCode, Version};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use super::about;
 use super::admin::{self, Admin};
 use super::open::Open;
 use super::places::{Place, Places};
+use super::rate::Clients;
 use crate::auth::{Authority, Pass};
-use crate::config::Config;
+use crate::config::Live;
 use crate::protocol::relay_info::RelayInfo;
 use crate::relay::Relay;
 
@@ -40,9 +42,10 @@ const ALLOWED_HEADERS: HeaderValue = HeaderValue::from_static("*, Authorization,
 /// Answers requests by these settings.
 pub struct Http {
     relay: Arc<Relay>,
-    config: Arc<Config>,
+    config: Live,
     admin: Admin,
     places: Places,
+    clients: Arc<Clients>,
     pass: Pass,
 }
 
@@ -52,35 +55,33 @@ pub struct Shaken {
     pub socket: TcpStream,
     /// What the client sent behind its request.
     pub read: Bytes,
-    /// The client's address: the peer's, or what a trusted proxy says.
+    /// Who is there.
+    pub client: Client,
+}
+
+/// The other end of a connection.
+pub struct Client {
+    /// Its address, as a trusted proxy says or as the socket does.
     pub ip: IpAddr,
+    /// Whether it is the peer itself: a program on this machine, or a trusted proxy that forwards nobody.
+    pub is_local: bool,
     /// The local name under which the client has reached the relay; `None` for a public one.
     pub reached: Option<Authority>,
     /// Whether the client has shown the operator's pass.
     pub is_operator: bool,
-    /// Place of the client behind a trusted proxy; to be held as long as the connection.
-    pub forwarded: Place,
+    /// Of its address where a proxy forwards it; held as long as the connection.
+    _place: Place,
 }
 
 /// Where the answer to an upgrade leaves what the connection goes on with.
-type Slot = Mutex<Option<Upgrading>>;
-
-/// What is known of a connection while it changes to WebSocket.
-struct Upgrading {
-    upgrade: OnUpgrade,
-    ip: IpAddr,
-    reached: Option<Authority>,
-    is_operator: bool,
-    forwarded: Place,
-}
+type Slot = Mutex<Option<(OnUpgrade, Client)>>;
 
 impl Http {
     /// Answers for `relay`; connections in `open` are closed when their address is blocked.
-    pub fn new(relay: Arc<Relay>, open: Arc<Open>) -> Self {
-        let config = relay.config().clone();
-        let places = Places::new(config.limits.connections_per_ip_max);
+    pub fn new(relay: Arc<Relay>, clients: Arc<Clients>, open: Arc<Open>) -> Self {
+        let config = relay.live_config().clone();
         let pass = Pass::new(secp256k1::rand::random());
-        Http { admin: Admin::new(relay.clone(), open), relay, config, places, pass }
+        Http { admin: Admin::new(relay.clone(), open), relay, config, places: Places::default(), clients, pass }
     }
 
     /// What the operator's commands show when they connect.
@@ -88,13 +89,15 @@ impl Http {
         &self.pass
     }
 
-    /// A place for a connection from `peer`, if that address has one left. Proxies that are trusted have always one:
-    /// their clients are counted once they are known. Blocked addresses have none.
-    pub fn admit(&self, peer: IpAddr) -> Option<Place> {
-        if self.config.limits.trusts_proxy(peer) {
+    /// A place for a connection from `peer`, if that address has one left and is neither blocked nor shut out. Proxies
+    /// that are trusted have always one: their clients are counted once they are known.
+    pub fn admit(&self, peer: IpAddr, now: Instant) -> Option<Place> {
+        let limits = &self.config.load().limits;
+        if limits.trusts_proxy(peer) {
             return Some(Place::unlimited());
         }
-        if self.relay.policy().blocks(peer) { None } else { self.places.take(peer) }
+        let is_kept_out = self.relay.policy().blocks(peer) || self.clients.is_banned(peer, now);
+        if is_kept_out { None } else { self.places.take(peer, limits.connections_per_ip_max) }
     }
 
     /// Serves the one request of a connection. Returns the socket if it asked for a WebSocket.
@@ -116,10 +119,9 @@ impl Http {
             tracing::debug!(%error, "no HTTP");
             return None;
         }
-        let Upgrading { upgrade, ip, reached, is_operator, forwarded } =
-            slot.into_inner().unwrap_or_else(PoisonError::into_inner)?;
+        let (upgrade, client) = slot.into_inner().unwrap_or_else(PoisonError::into_inner)?;
         let parts = upgrade.await.ok()?.downcast::<TokioIo<TcpStream>>().ok()?;
-        Some(Shaken { socket: parts.io.into_inner(), read: parts.read_buf, ip, reached, is_operator, forwarded })
+        Some(Shaken { socket: parts.io.into_inner(), read: parts.read_buf, client })
     }
 
     async fn answer(&self, request: Request<Incoming>, peer: IpAddr, slot: &Slot) -> Response<Full<Bytes>> {
@@ -132,7 +134,10 @@ impl Http {
         }
         match (request.method(), request.uri().path()) {
             (&Method::OPTIONS, _) => preflight(),
-            (&Method::GET | &Method::HEAD, "/healthz") => text(StatusCode::OK, "ok\n"),
+            (&Method::GET | &Method::HEAD, "/healthz") => match self.relay.problem() {
+                None => text(StatusCode::OK, "ok\n"),
+                Some(_) => text(StatusCode::SERVICE_UNAVAILABLE, "the store takes no writes\n"),
+            },
             (&Method::GET | &Method::HEAD, "/") => self.answer_root(request, peer, slot),
             (&Method::GET | &Method::HEAD, _) => text(StatusCode::NOT_FOUND, "not found\n"),
             _ => {
@@ -166,9 +171,9 @@ impl Http {
         response
     }
 
-    /// What is told now: an admin may have given the relay another name.
+    /// What is told now: a reload or an admin may have changed it.
     fn info(&self) -> RelayInfo {
-        about::relay_info(&self.config, self.relay.policy())
+        about::relay_info(&self.config.load(), self.relay.policy())
     }
 
     fn upgrade(&self, mut request: Request<Incoming>, peer: IpAddr, slot: &Slot) -> Response<Full<Bytes>> {
@@ -176,22 +181,12 @@ impl Http {
             Ok(accept) => accept,
             Err(refusal) => return *refusal,
         };
-        let forwarded = self.forwarded_ip(request.headers(), peer);
-        let place = match forwarded {
-            Some(client) => self.places.take(client),
-            None => Some(Place::unlimited()),
+        let client = match self.client(request.headers(), peer) {
+            Ok(client) => client,
+            Err(refusal) => return text(StatusCode::TOO_MANY_REQUESTS, refusal),
         };
-        let Some(place) = place else {
-            return text(StatusCode::TOO_MANY_REQUESTS, "too many connections from your address\n");
-        };
-        let ip = forwarded.unwrap_or(peer).to_canonical();
-        let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
-        let reached = host.and_then(|host| Authority::guess(host, ip));
-        let authorization = request.headers().get(header::AUTHORIZATION);
-        let is_operator = authorization.is_some_and(|shown| self.pass.is_shown_by(shown.as_bytes()));
         let upgrade = hyper::upgrade::on(&mut request);
-        *slot.lock().unwrap_or_else(PoisonError::into_inner) =
-            Some(Upgrading { upgrade, ip, reached, is_operator, forwarded: place });
+        *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some((upgrade, client));
         let mut response = Response::new(Full::default());
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         let headers = response.headers_mut();
@@ -201,10 +196,35 @@ impl Http {
         response
     }
 
+    /// Who asks for a WebSocket, or why it gets none.
+    fn client(&self, headers: &HeaderMap, peer: IpAddr) -> Result<Client, &'static str> {
+        let limits = &self.config.load().limits;
+        let Some(ip) = self.forwarded_ip(headers, peer) else {
+            let is_local = peer.to_canonical().is_loopback() || limits.trusts_proxy(peer);
+            return Ok(self.client_at(headers, peer, is_local, Place::unlimited()));
+        };
+        if self.clients.is_banned(ip, Instant::now()) {
+            self.relay.counters().turned_away.add(1);
+            return Err("your address is shut out for a while\n");
+        }
+        let place =
+            self.places.take(ip, limits.connections_per_ip_max).ok_or("too many connections from your address\n")?;
+        Ok(self.client_at(headers, ip, false, place))
+    }
+
+    fn client_at(&self, headers: &HeaderMap, ip: IpAddr, is_local: bool, place: Place) -> Client {
+        let ip = ip.to_canonical();
+        let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+        let reached = host.and_then(|host| Authority::guess(host, ip));
+        let authorization = headers.get(header::AUTHORIZATION);
+        let is_operator = authorization.is_some_and(|shown| self.pass.is_shown_by(shown.as_bytes()));
+        Client { ip, is_local, reached, is_operator, _place: place }
+    }
+
     /// Whose connection a trusted proxy forwards: the last entry of its list that is not such a proxy itself. `None`
     /// where the peer is no trusted proxy, or does not say.
     fn forwarded_ip(&self, headers: &HeaderMap, peer: IpAddr) -> Option<IpAddr> {
-        let limits = &self.config.limits;
+        let limits = &self.config.load().limits;
         if !limits.trusts_proxy(peer) {
             return None;
         }
@@ -225,8 +245,9 @@ impl Http {
 
     /// The address that a person can paste into a client.
     fn url_for(&self, headers: &HeaderMap) -> String {
-        if !self.config.service_url.is_empty() {
-            return self.config.service_url.clone();
+        let service_url = &self.config.load().service_url;
+        if !service_url.is_empty() {
+            return service_url.clone();
         }
         let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or("localhost");
         let is_https = headers.get("x-forwarded-proto").is_some_and(|proto| proto == "https");

@@ -136,13 +136,14 @@ impl Peer {
         self.gate.visible_to(&self.session)
     }
 
-    /// Judges an `AUTH` event; the `OK` for it. `now` is in seconds since 1970.
-    pub fn authenticate(&mut self, event: Event, now: u64) -> String {
-        let id = event.id;
-        match self.session.authenticate(event, self.gate.own(), now) {
+    /// Judges an `AUTH` event: the `OK` for it, and whether the client may see more now. `now` is in seconds since 1970.
+    pub fn authenticate(&mut self, event: Event, now: u64) -> (String, bool) {
+        let (id, keys_before) = (event.id, self.session.keys().len());
+        let answer = match self.session.authenticate(event, self.gate.own(), now) {
             Ok(()) => message::ok(&id, true, ""),
             Err(error) => message::ok(&id, false, &error.to_string()),
-        }
+        };
+        (answer, self.session.keys().len() > keys_before)
     }
 
     fn limits(&self) -> &Limits {
@@ -168,8 +169,14 @@ impl Peer {
     }
 
     /// Acts on a text message.
+    #[cfg(test)]
     pub fn receive(&mut self, text: &str) -> Action {
-        match ClientMessage::parse(text) {
+        self.handle(ClientMessage::parse(text))
+    }
+
+    /// Acts on a message, or answers what is wrong with it.
+    pub fn handle(&mut self, message: Result<ClientMessage, Refusal>) -> Action {
+        match message {
             Ok(message) => self.act(message),
             Err(refusal) => self.refuse(refusal),
         }
@@ -601,10 +608,11 @@ mod tests {
         let Action::Authenticate(note) = peer.receive(&event_message().replacen("EVENT", "AUTH", 1)) else {
             panic!("AUTH is for the session");
         };
-        assert!(peer.authenticate(*note, NOW).contains(",false,\"invalid: an AUTH event has kind 22242, not 1\""));
+        assert!(peer.authenticate(*note, NOW).0.contains(",false,\"invalid: an AUTH event has kind 22242, not 1\""));
         let tags = [vec!["relay", "ws://localhost:7777"], vec!["challenge", "07070707070707070707070707070707"]];
         let proof = Author::new(1).event(22_242, NOW, &tags, "");
-        assert_eq!(peer.authenticate(proof.clone(), NOW), message::ok(&proof.id, true, ""));
+        assert_eq!(peer.authenticate(proof.clone(), NOW), (message::ok(&proof.id, true, ""), true));
+        assert_eq!(peer.authenticate(proof.clone(), NOW), (message::ok(&proof.id, true, ""), false));
         assert_eq!(peer.session.keys()[..], [proof.pubkey]);
         serial_of(peer.receive(inbox));
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::protocol::slot::{self, Slot};
 use crate::protocol::supersede::{
     self, Address, Known, Target, Verdict, Version, deleters, deletion_targets, judge, may_delete,
 };
@@ -65,7 +66,7 @@ impl<'s> Batch<'s> {
     pub(super) fn add(&mut self, event: &Verified<Event>, now: u64) -> Result<Verdict, StoreError> {
         let (verdict, known) = self.verdict(event, now)?;
         match verdict {
-            Verdict::Store => self.put(event)?,
+            Verdict::Store | Verdict::StoreFormer => self.put(event, now)?,
             Verdict::Deleted if known.deleted_by_id => self.note_gone(event, known.current)?,
             _ => {}
         }
@@ -73,7 +74,7 @@ impl<'s> Batch<'s> {
     }
 
     fn verdict(&self, event: &Event, now: u64) -> Result<(Verdict, Known), StoreError> {
-        let known = self.known(event)?;
+        let known = self.known(event, now)?;
         Ok((judge(event, &known, now), known))
     }
 
@@ -156,7 +157,7 @@ impl<'s> Batch<'s> {
     }
 
     /// What bears on an incoming event. The filter on ids spares the look-ups for ids never heard of.
-    fn known(&self, event: &Event) -> Result<Known, StoreError> {
+    fn known(&self, event: &Event, now: u64) -> Result<Known, StoreError> {
         let heard_of = self.files.bloom.contains(&event.id.0);
         if heard_of && self.get(&schema::by_id(&event.id))?.is_some() {
             return Ok(Known { stored: true, ..Known::default() });
@@ -174,7 +175,47 @@ impl<'s> Batch<'s> {
             let gone = first(schema::gone_version_range(&schema::address_hash(&address)))?;
             known.deleted_version = gone.as_ref().and_then(schema::gone_version_of);
         }
+        if slot::is_version(event) {
+            let slot = Slot::new(self.versions(&event.pubkey)?.into_iter().map(|(version, _)| version).collect());
+            known.rank = Some(slot.with(slot::Version::of(event), now).0);
+        }
         Ok(known)
+    }
+
+    /// The kept versions of an author's settings, and where they lie.
+    fn versions(&self, author: &PublicKey) -> Result<Vec<(slot::Version, Place)>, StoreError> {
+        let prefix = Prefix::author_kind(author, slot::KIND);
+        let (from, to) = (prefix.start(u64::MAX), prefix.end(0));
+        let mut entries = Vec::new();
+        self.files.index.scan(&from, &to, usize::MAX, &mut entries)?;
+        let mut entries: BTreeMap<Key, Option<Value>> =
+            entries.into_iter().map(|(key, value)| (key, Some(value))).collect();
+        entries.extend(self.changes.range(from..to).map(|(key, value)| (*key, *value)));
+        let mut versions = Vec::new();
+        for (key, value) in entries {
+            let place =
+                prefix.suffix_of(&key).zip(value).and_then(|(suffix, value)| schema::place_and_kind(&suffix, &value));
+            let Some((place, _)) = place else { continue };
+            let Some(bytes) = self.event_bytes(place)? else { continue };
+            if let (Record::Put(event), _) = self.decoded(&bytes)?
+                && event.pubkey == *author
+                && let Some(version) = event.settings_version()
+            {
+                versions.push((version, place));
+            }
+        }
+        Ok(versions)
+    }
+
+    /// The versions of settings that are too many with this one.
+    fn surplus_versions(&self, event: &Event, now: u64) -> Result<Vec<Place>, StoreError> {
+        if !slot::is_version(event) {
+            return Ok(Vec::new());
+        }
+        let (versions, places): (Vec<slot::Version>, Vec<Place>) = self.versions(&event.pubkey)?.into_iter().unzip();
+        let ids: Vec<EventId> = versions.iter().map(|version| version.id).collect();
+        let (_, gone) = Slot::new(versions).with(slot::Version::of(event), now);
+        Ok(ids.iter().zip(places).filter(|(id, _)| gone.contains(id)).map(|(_, place)| place).collect())
     }
 
     /// Notes that a version of an address is deleted, and takes out what it would have replaced had it come earlier.
@@ -228,13 +269,13 @@ impl<'s> Batch<'s> {
         }
     }
 
-    fn put(&mut self, event: &Verified<Event>) -> Result<(), StoreError> {
+    fn put(&mut self, event: &Verified<Event>, now: u64) -> Result<(), StoreError> {
         if record::put_len_bound(event) > PAYLOAD_BYTES_MAX {
             return Err(StoreError::Damaged(format!("event {} is too large for the log", event.id)));
         }
         let replaced = match Address::of(event) {
-            Some(address) => self.current(&address)?.map(|(_, place)| place),
-            None => None,
+            Some(address) => self.current(&address)?.map(|(_, place)| place).into_iter().collect(),
+            None => self.surplus_versions(event, now)?,
         };
         let offset = self.base + self.records.len() as u64;
         let (start, followers) = (self.records.len(), self.followers);
@@ -247,7 +288,7 @@ impl<'s> Batch<'s> {
         self.changes.extend(schema::entries(&stored, place));
         self.files.bloom.insert(&event.id.0);
         self.events += 1;
-        if let Some(replaced) = replaced {
+        for replaced in replaced {
             self.take_out(replaced, Some(event.id), Removal::Replaced)?;
         }
         match event.kind {

@@ -10,11 +10,12 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use crate::protocol::supersede::Verdict;
-use crate::protocol::{Event, EventId, Kind, Verified};
+use crate::protocol::{Event, EventId, Filter, Kind, Verified};
 
 use super::batch::{self, Batch};
 use super::compact::{self, CompactReport, Pace};
 use super::dir::DataDir;
+use super::explain::Explanation;
 use super::index::buffer::BufferedIndex;
 use super::index::{Engine, IndexError, Key, Value};
 use super::merge::Source;
@@ -236,6 +237,10 @@ impl Store for EmbeddedStore {
 
     fn scan(&self, query: Query) -> Result<Box<dyn Scan>, StoreError> {
         Ok(Box::new(EmbeddedScan::new(self.files(), query)))
+    }
+
+    fn explain(&self, filter: &Filter) -> Explanation {
+        Explanation::of(filter)
     }
 
     fn summed(&self, query: &Query, make: bool) -> Result<Option<Box<dyn Summed>>, StoreError> {

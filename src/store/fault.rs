@@ -36,6 +36,19 @@ pub const REBUILD_POINTS: &[&str] =
 /// The points of a request to vanish that takes more out than one write holds.
 pub const VANISH_POINTS: &[&str] = &["vanish.portion"];
 
+/// The points of a client's outbox.
+pub const CLIENT_POINTS: &[&str] = &[
+    "outbox.append",
+    "outbox.half_written",
+    "outbox.written",
+    "outbox.synced",
+    "outbox.cached",
+    "outbox.sent",
+    "outbox.answered",
+    "outbox.shortened",
+    "outbox.replaced",
+];
+
 #[cfg(debug_assertions)]
 mod enabled {
     use std::sync::OnceLock;
@@ -60,7 +73,9 @@ mod enabled {
     /// Whether the process is to end here, now.
     pub fn is_due(name: &str) -> bool {
         debug_assert!(
-            [super::POINTS, super::BACKUP_POINTS, super::REBUILD_POINTS, super::VANISH_POINTS].concat().contains(&name),
+            [super::POINTS, super::BACKUP_POINTS, super::REBUILD_POINTS, super::VANISH_POINTS, super::CLIENT_POINTS]
+                .concat()
+                .contains(&name),
             "{name} is not in the list of points"
         );
         fault().is_some_and(|fault| fault.name == name && fault.left.fetch_sub(1, Ordering::Relaxed) == 1)

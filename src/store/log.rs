@@ -293,14 +293,27 @@ impl Log {
         guess: usize,
         buffer: &'b mut Vec<u8>,
     ) -> Result<(Record<'b>, u32), StoreError> {
+        let (record, len) = self.read_packed(offset, guess, buffer)?;
+        Ok((self.unpacked(record, offset)?, len))
+    }
+
+    /// As [`Log::read`], but a packed event stays packed: its header says what most questions are about.
+    ///
+    /// # Errors
+    /// As [`Log::read`].
+    pub fn read_packed<'b>(
+        &self,
+        offset: u64,
+        guess: usize,
+        buffer: &'b mut Vec<u8>,
+    ) -> Result<(Record<'b>, u32), StoreError> {
         let mut want = guess.max(FRAME_LEN);
         let mut retries = 0;
         loop {
             self.read_bytes(offset, want, buffer)?;
             match record::check(buffer) {
                 Ok(len) => {
-                    let record = record::parse(buffer).ok_or_else(|| self.damaged(offset))?;
-                    return Ok((self.unpacked(record, offset)?, len as u32));
+                    return Ok((record::parse(buffer).ok_or_else(|| self.damaged(offset))?, len as u32));
                 }
                 Err(NotARecord::Short(need)) if need > buffer.len() && buffer.len() == want => want = need,
                 Err(_) if retries < ERASE_RACE_RETRIES => {

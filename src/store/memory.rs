@@ -12,6 +12,7 @@ use bytes::Bytes;
 use super::{
     Applied, PageBudget, Position, Progress, Query, Removal, Row, Scan, Store, StoreError, StoreStats, Wanted, state,
 };
+use crate::protocol::slot::{self, Slot};
 use crate::protocol::supersede::{self, Address, Known, Target, Verdict, Version};
 use crate::protocol::{Event, EventId, Kind, PublicKey, Verified};
 
@@ -43,7 +44,7 @@ impl MemoryStore {
 
 impl Kept {
     /// A request is in force as long as it can be read.
-    fn known(&self, event: &Event) -> Known {
+    fn known(&self, event: &Event, now: u64) -> Known {
         let address = Address::of(event);
         let deleters: Vec<PublicKey> = supersede::deleters(event).collect();
         let requests = |kind| {
@@ -66,6 +67,7 @@ impl Kept {
             }),
             deleted_version: address.as_ref().and_then(|address| self.newest_gone(address)),
             vanished_until: requests(Kind::VANISH).map(|request| request.created_at).max(),
+            rank: slot::is_version(event).then(|| self.slot(&event.pubkey).with(slot::Version::of(event), now).0),
         }
     }
 
@@ -92,7 +94,17 @@ impl Kept {
         self.gone.push((address, version));
     }
 
-    fn store(&mut self, event: &Verified<Event>) {
+    fn slot(&self, author: &PublicKey) -> Slot {
+        let versions = self.events.iter().map(|(_, event)| event);
+        let versions = versions.filter(|event| slot::is_version(&***event) && event.pubkey == *author);
+        Slot::new(versions.map(|event| slot::Version::of(event)).collect())
+    }
+
+    fn store(&mut self, event: &Verified<Event>, now: u64) {
+        if slot::is_version(&**event) {
+            let (_, gone) = self.slot(&event.pubkey).with(slot::Version::of(event), now);
+            self.events.retain(|(_, old)| !gone.contains(&old.id));
+        }
         if let Some(current) = Address::of(event).and_then(|address| self.current(&address)) {
             self.events.retain(|(_, old)| old.id != current.id);
         }
@@ -130,7 +142,9 @@ impl Kept {
             query.before.is_none_or(|before| position < before)
                 && !supersede::is_expired(event.expiration(), query.now)
                 && wanted.filter.matches(event)
-                && query.visible.allows(event)
+                && query
+                    .visible
+                    .answers(&wanted.filter, event, || self.slot(&event.pubkey).former().contains(&event.id))
         };
         let matches = self.events.iter().filter(|(position, event)| seen(*position, event));
         sorted(matches.map(|(_, event)| row(event)).collect())
@@ -162,10 +176,10 @@ impl Store for MemoryStore {
     fn apply(&self, batch: &[Verified<Event>], now: u64) -> Result<Applied, StoreError> {
         let mut kept = self.kept();
         let verdicts = batch.iter().map(|event| {
-            let known = kept.known(event);
+            let known = kept.known(event, now);
             let verdict = supersede::judge(event, &known, now);
             match verdict {
-                Verdict::Store => kept.store(event),
+                Verdict::Store | Verdict::StoreFormer => kept.store(event, now),
                 Verdict::Deleted if known.deleted_by_id => kept.note_gone(event),
                 _ => {}
             }

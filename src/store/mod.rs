@@ -8,6 +8,7 @@ pub mod compact;
 pub mod damage;
 pub mod dir;
 pub mod embedded;
+pub mod explain;
 pub mod fault;
 mod files;
 pub mod index;
@@ -35,6 +36,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use compact::{CompactReport, Pace};
+use explain::Explanation;
 
 use crate::protocol::item::{Item, Sum};
 use crate::protocol::supersede::Verdict;
@@ -386,6 +388,11 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// When the index cannot be read.
     fn scan(&self, query: Query) -> Result<Box<dyn Scan>, StoreError>;
+
+    /// How a filter would be looked up.
+    fn explain(&self, _filter: &Filter) -> Explanation {
+        Explanation::default()
+    }
 
     /// The set that a query with one filter and no limit asks for, from sums kept up to date with every write; `None`
     /// where there are none for such a filter. With `make` they are made where they can be, which takes reading all

@@ -4,6 +4,7 @@
 //! rest (tags and content) is compressed by zstd with a dictionary trained on the store's own events. Reading puts the
 //! very same JSON together again; what could not be put together again is never packed.
 
+use std::io::{Cursor, Write};
 use std::sync::{Mutex, PoisonError};
 
 use zstd::bulk::{Compressor, Decompressor};
@@ -22,8 +23,13 @@ pub const SAMPLE_BYTES_MAX: usize = 100 * DICTIONARY_BYTES;
 /// With fewer samples there is nothing to learn, and little to save.
 pub const SAMPLES_MIN: usize = 1_000;
 
+const ID_KEY: &[u8] = b"{\"id\":\"";
+const PUBKEY_KEY: &[u8] = b"\",\"pubkey\":\"";
+const ID_HEX_LEN: usize = 64;
 const SIG_KEY: &[u8] = b",\"sig\":\"";
 const SIG_HEX_LEN: usize = 128;
+const END: &[u8] = b"\"}";
+const TAIL_LEN: usize = SIG_KEY.len() + SIG_HEX_LEN + END.len();
 
 /// Compresses records with one dictionary.
 pub struct Packer(Compressor<'static>);
@@ -101,10 +107,23 @@ impl Unpacker {
         if len > PAYLOAD_BYTES_MAX {
             return None;
         }
+        // Decompressed where it stays, in a buffer of its exact size: to pass it on takes no copy.
+        let head_len = head_len(&event.header);
+        let mut json = Vec::with_capacity(head_len + len + TAIL_LEN);
+        push_head(&mut json, &event.header);
+        let mut rest = Cursor::new(json);
+        rest.set_position(head_len as u64);
         let mut decompressor = self.take()?;
-        let middle = decompressor.decompress(compressed, len).ok()?;
+        let written = decompressor.decompress_to_buffer(compressed, &mut rest).ok()?;
         self.idle().push(decompressor);
-        (middle.len() == len).then(|| assemble(&event.header, &middle, sig))
+        let mut json = rest.into_inner();
+        if written != len || json.len() != head_len + len {
+            return None;
+        }
+        json.extend_from_slice(SIG_KEY);
+        push_hex(&mut json, sig);
+        json.extend_from_slice(END);
+        Some(json)
     }
 
     fn take(&self) -> Option<Decompressor<'static>> {
@@ -129,33 +148,28 @@ impl<'e> Parts<'e> {
         let mut head = Vec::with_capacity(256);
         push_head(&mut head, event);
         let rest = event.json.strip_prefix(&head[..])?;
-        let tail_len = SIG_KEY.len() + SIG_HEX_LEN + b"\"}".len();
-        let (middle, tail) = rest.split_at_checked(rest.len().checked_sub(tail_len)?)?;
-        let hex = tail.strip_prefix(SIG_KEY)?.strip_suffix(b"\"}")?;
+        let (middle, tail) = rest.split_at_checked(rest.len().checked_sub(TAIL_LEN)?)?;
+        let hex = tail.strip_prefix(SIG_KEY)?.strip_suffix(END)?;
         let sig = Signature::from_hex(std::str::from_utf8(hex).ok()?)?;
         Some(Parts { middle, sig })
     }
 }
 
-fn assemble(header: &StoredEvent<'_>, middle: &[u8], sig: &[u8; 64]) -> Vec<u8> {
-    let mut json = Vec::with_capacity(400 + middle.len());
-    push_head(&mut json, header);
-    json.extend_from_slice(middle);
-    json.extend_from_slice(SIG_KEY);
-    push_hex(&mut json, sig);
-    json.extend_from_slice(b"\"}");
-    json
-}
-
 /// The canonical JSON up to the tags; see [`crate::protocol::Event::canonical`].
 fn push_head(json: &mut Vec<u8>, event: &StoredEvent<'_>) {
-    json.extend_from_slice(b"{\"id\":\"");
+    json.extend_from_slice(ID_KEY);
     push_hex(json, &event.id.0);
-    json.extend_from_slice(b"\",\"pubkey\":\"");
+    json.extend_from_slice(PUBKEY_KEY);
     push_hex(json, &event.pubkey.0);
-    json.extend_from_slice(
-        format!("\",\"created_at\":{},\"kind\":{},\"tags\":", event.created_at, event.kind).as_bytes(),
-    );
+    let written = write!(json, "\",\"created_at\":{},\"kind\":{},\"tags\":", event.created_at, event.kind);
+    written.expect("a vector takes every write");
+}
+
+/// How long [`push_head`] makes it.
+fn head_len(event: &StoredEvent<'_>) -> usize {
+    let digits = |number: u64| number.checked_ilog10().map_or(1, |log| log as usize + 1);
+    let keys = ID_KEY.len() + PUBKEY_KEY.len() + b"\",\"created_at\":,\"kind\":,\"tags\":".len();
+    keys + 2 * ID_HEX_LEN + digits(event.created_at) + digits(event.kind.0.into())
 }
 
 fn bad_dictionary(error: std::io::Error) -> StoreError {
@@ -198,14 +212,20 @@ mod tests {
     fn packed_events_read_back_to_the_byte() {
         let dictionary = dictionary();
         let (mut packer, unpacker) = (Packer::new(&dictionary).unwrap(), Unpacker::new(dictionary).unwrap());
-        for content in ["some words that come again", "", "ünï\u{1}\"code\\ 🛷", &"long ".repeat(50_000)] {
-            let plain = put(1, content);
+        for (n, content) in [
+            (0, "some words that come again"),
+            (10, ""),
+            (1 << 53, "ünï\u{1}\"code\\ 🛷"),
+            (99, &"long ".repeat(50_000)),
+        ] {
+            let plain = put(n, content);
             let event = stored(&plain);
             let mut bytes = Vec::new();
             record::push_packed(&mut bytes, &event, &packer.pack(&event).unwrap());
             assert!(bytes.len() < plain.len());
             let Record::Packed(packed) = record::decode(&bytes).unwrap().0 else { panic!("not packed") };
-            assert_eq!(unpacker.json(&packed).unwrap(), event.json.as_ref());
+            let json = unpacker.json(&packed).unwrap();
+            assert_eq!((&json[..], json.capacity()), (event.json.as_ref(), json.len()), "in a buffer of its size");
             let unpacked = packed.header.with_json(unpacker.json(&packed).unwrap());
             let mut again = Vec::new();
             record::push_plain(&mut again, &unpacked);

@@ -40,6 +40,7 @@
 use std::borrow::Cow;
 
 use crate::protocol::event::{Canonical, Fields, TagSpan, unescape};
+use crate::protocol::slot;
 use crate::protocol::supersede::{Address, Version};
 use crate::protocol::{Event, EventId, Kind, PublicKey, TagLetter, Verified};
 
@@ -372,6 +373,9 @@ fn decode_remove(payload: &[u8]) -> Option<Removed<'_>> {
 impl StoredEvent<'_> {
     /// The slot that the event occupies, as [`Address::of`] has it.
     pub fn address(&self) -> Option<Address> {
+        if slot::is_version(self) {
+            return None;
+        }
         let d = if self.kind.is_addressable() && !self.bare_d {
             let first = self.indexed_tags().find(|(letter, _)| letter.as_byte() == b'd');
             first.map(|(_, value)| value.into_owned()).unwrap_or_default()
@@ -381,6 +385,15 @@ impl StoredEvent<'_> {
             return None;
         };
         Some(Address { kind: self.kind, pubkey: self.pubkey, d })
+    }
+
+    /// The version of settings that the event is, if it is one. Reads the JSON: `prev` tags are not indexed.
+    pub fn settings_version(&self) -> Option<slot::Version> {
+        if !slot::is_version(self) {
+            return None;
+        }
+        let event = std::str::from_utf8(&self.json).ok().and_then(|json| Event::from_json(json).ok())?;
+        Some(slot::Version::of(&event))
     }
 
     /// The same event with other JSON.

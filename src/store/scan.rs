@@ -1,7 +1,8 @@
 //! Answering a query from the embedded store, page by page: one stream of matches a filter, and their union.
 
 use std::borrow::Cow;
-use std::collections::VecDeque;
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,18 +10,21 @@ use bytes::Bytes;
 
 use crate::protocol::event::Fields;
 use crate::protocol::item::Item;
+use crate::protocol::slot::{self, Slot};
 use crate::protocol::supersede::is_expired;
-use crate::protocol::{EventId, Filter, Visibility};
+use crate::protocol::{EventId, Filter, PublicKey, Visibility};
 
 use super::embedded::Files;
 use super::merge::{Candidate, Merge};
 use super::plan::{Plan, plan};
-use super::record::Record;
-use super::schema::Place;
+use super::record::{Record, StoredEvent};
+use super::schema::{Place, Prefix};
 use super::{PageBudget, Position, Progress, Query, Row, Scan, StoreError, Wanted};
 
 /// The clock is looked at once in this many candidates.
 const CANDIDATES_A_LOOK: u32 = 32;
+/// Authors whose former settings a query remembers.
+const FORMER_AUTHORS_MAX: usize = 1_024;
 /// How many candidates are looked at to learn whether there is more behind a limit (NIP-67).
 const PEEK_CANDIDATES_MAX: u32 = 512;
 /// How long that look may take: the hint is worth no more.
@@ -45,6 +49,10 @@ struct View {
     /// Whether rows are wanted, or only their number.
     with_json: bool,
     visible: Visibility,
+    /// The filter by which settings are asked for, where it is not that of the stream.
+    asked_by: Option<Filter>,
+    /// The former versions of settings of those authors whose settings were met.
+    former: RefCell<HashMap<PublicKey, HashSet<EventId>>>,
 }
 
 /// The matches of one filter, newest first.
@@ -115,9 +123,16 @@ impl EmbeddedScan {
     pub(super) fn new(files: Arc<Files>, query: Query) -> Self {
         let offset = |position: Position| position.0.saturating_add_signed(-files.base).max(files.exact_from);
         let before = query.before.map_or(u64::MAX, offset);
-        let view = View { now: query.now, before, with_json: true, visible: query.visible };
+        let (asked_by, former) = (None, RefCell::default());
+        let view = View { now: query.now, before, with_json: true, visible: query.visible, asked_by, former };
         let streams = query.wanted.into_iter().map(Stream::new).collect();
         EmbeddedScan { files, streams, view, last_second: None, buffer: Vec::new() }
+    }
+
+    /// Has settings judged by what this filter asks for, whatever the streams' own filters add to find things.
+    pub(super) fn asked_by(mut self, filter: Filter) -> Self {
+        self.view.asked_by = Some(filter);
+        self
     }
 
     /// Makes every running stream have its next match ready; false when the work ran out first.
@@ -259,7 +274,7 @@ impl Stream {
     /// Reads the next candidate, with those whose order only the full ids decide; false at the end.
     fn read_ahead(&mut self, files: &Files, view: &View, buffer: &mut Vec<u8>) -> Result<bool, StoreError> {
         if let Source::Ids(ids) = &mut self.source {
-            let places = places_in_order(std::mem::take(ids), &self.wanted.filter, files, view, buffer)?;
+            let places = places_in_order(std::mem::take(ids), files, buffer)?;
             self.source = Source::Places(places.into_iter());
         }
         match &mut self.source {
@@ -315,28 +330,59 @@ impl Stream {
     }
 }
 
-/// Looks ids up and puts the places of those that match in answer order. Holds places, not events: a thousand ids may
-/// be a thousand large events.
-fn places_in_order(
-    ids: Vec<EventId>,
-    filter: &Filter,
-    files: &Files,
-    view: &View,
-    buffer: &mut Vec<u8>,
-) -> Result<Vec<Place>, StoreError> {
-    let view = &View { with_json: false, ..view.clone() };
+/// Looks ids up and puts the places of those that are there in answer order; whether they match is found out when they are
+/// read. Holds places, not events: a thousand ids may be a thousand large events.
+fn places_in_order(ids: Vec<EventId>, files: &Files, buffer: &mut Vec<u8>) -> Result<Vec<Place>, StoreError> {
     let mut found = Vec::new();
     for id in ids {
         let Some(place) = files.place_of(&id)? else { continue };
-        if let Some(matched) = files.read_match(place, filter, view, buffer) {
-            found.push((matched.order(), place));
-        }
+        let created_at = match files.log.read_packed(place.offset, place.read_len(), buffer) {
+            Ok((Record::Put(event), _)) => event.created_at,
+            Ok((Record::Packed(packed), _)) => packed.header.created_at,
+            Ok(_) => continue, // erased since it was looked up
+            Err(error) => {
+                tell_unreadable(&error);
+                continue;
+            }
+        };
+        found.push(((std::cmp::Reverse(created_at), id), place));
     }
     found.sort_unstable_by_key(|(order, _)| *order);
     Ok(found.into_iter().map(|(_, place)| place).collect())
 }
 
+fn tell_unreadable(error: &StoreError) {
+    tracing::error!("an event cannot be read and is left out of an answer: {error}; run `sledge verify`");
+}
+
+impl View {
+    /// Whether a version of settings is named by another one. Each author's are looked up once a query.
+    fn is_former(&self, files: &Files, event: &StoredEvent<'_>) -> bool {
+        let mut former = self.former.borrow_mut();
+        if former.len() >= FORMER_AUTHORS_MAX {
+            former.clear();
+        }
+        former.entry(event.pubkey).or_insert_with(|| files.former_versions(&event.pubkey)).contains(&event.id)
+    }
+}
+
 impl Files {
+    /// The versions of an author's settings that another one names. None where the index cannot be read, which the query
+    /// finds out by itself.
+    pub(super) fn former_versions(&self, author: &PublicKey) -> HashSet<EventId> {
+        let mut merge = Merge::new(vec![Prefix::author_kind(author, slot::KIND)], 0, u64::MAX);
+        let (mut versions, mut buffer) = (Vec::new(), Vec::new());
+        while let Ok(Some(candidate)) = merge.next(&self.index) {
+            let place = candidate.place;
+            if let Ok((Record::Put(event), _)) = self.log.read(place.offset, place.read_len(), &mut buffer)
+                && event.pubkey == *author
+            {
+                versions.extend(event.settings_version());
+            }
+        }
+        Slot::new(versions).former()
+    }
+
     /// Reads a record and gives it back if it is a visible event that matches. What cannot be read is logged.
     fn read_match(&self, place: Place, filter: &Filter, view: &View, buffer: &mut Vec<u8>) -> Option<Match> {
         if place.offset >= view.before {
@@ -346,11 +392,15 @@ impl Files {
             Ok((Record::Put(event), _)) => event,
             Ok(_) => return None, // erased or taken out after the index was read
             Err(error) => {
-                tracing::error!("an event cannot be read and is left out of an answer: {error}; run `sledge verify`");
+                tell_unreadable(&error);
                 return None;
             }
         };
-        if is_expired(event.expiration, view.now) || !filter.matches(&event) || !view.visible.allows(&event) {
+        if is_expired(event.expiration, view.now) || !filter.matches(&event) {
+            return None;
+        }
+        let asked_by = view.asked_by.as_ref().unwrap_or(filter);
+        if !view.visible.answers(asked_by, &event, || view.is_former(self, &event)) {
             return None;
         }
         let (created_at, id) = (event.created_at(), event.id);

@@ -134,6 +134,17 @@ impl Prefix {
         Prefix(key(&[&[TAG, letter.as_byte()], &sha256(&[value.as_bytes()])[..8]]))
     }
 
+    /// What the index it lies in goes by, in words.
+    pub fn index(&self) -> &'static str {
+        match self.0.as_slice().first() {
+            Some(&TIME) => "time",
+            Some(&AUTHOR) => "author",
+            Some(&AUTHOR_KIND) => "author and kind",
+            Some(&KIND) => "kind",
+            _ => "tag",
+        }
+    }
+
     /// First key with `created_at <= until`.
     pub fn start(&self, until: u64) -> Key {
         key(&[&self.0, &(!until).to_be_bytes()])

@@ -55,7 +55,8 @@ impl EmbeddedSummed {
         let filter = &query.wanted.first()?.filter;
         let wanted = |filter| Wanted { filter, limit: usize::MAX, whole_seconds: false };
         let private = private_filters(filter, &query.visible)?.into_iter().map(wanted).collect();
-        let scan = EmbeddedScan::new(files.clone(), Query { wanted: private, ..query.clone() });
+        let scan =
+            EmbeddedScan::new(files.clone(), Query { wanted: private, ..query.clone() }).asked_by(filter.clone());
         let end = filter.until.and_then(|until| until.checked_add(1)).map_or(Item::END, Item::at);
         let window = (Item::at(filter.since.unwrap_or(0)), end);
         let stage = Stage::Private(Box::new(scan));
@@ -97,9 +98,10 @@ impl EmbeddedSummed {
             return None;
         };
         let filter = &self.query.wanted.first()?.filter;
+        let is_former = || self.files.former_versions(&event.pubkey).contains(&event.id);
         let takes_part = !is_expired(event.expiration, self.query.now)
             && filter.matches(&event)
-            && self.query.visible.allows(&event);
+            && self.query.visible.answers(filter, &event, is_former);
         takes_part.then_some(Item { created_at: event.created_at, id: event.id })
     }
 

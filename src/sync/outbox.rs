@@ -269,7 +269,7 @@ impl Outbox {
     /// The drafts that one event is to tell when `seq` is signed: itself and all of the same key, oldest first.
     pub fn drafts_told_with(&self, seq: Seq) -> Vec<(Seq, &Draft)> {
         let draft = |seq: Seq| match &self.entries.get(&seq)?.content {
-            Content::Draft(draft) => Some((seq, draft)),
+            Content::Draft(draft) => Some((seq, draft.as_ref())),
             Content::Event(_) => None,
         };
         let Some((_, own)) = draft(seq) else {
@@ -376,7 +376,7 @@ impl Outbox {
     /// All drafts, oldest first: with the state of signed events they make the state that the app sees.
     pub fn drafts(&self) -> impl Iterator<Item = (Seq, &Draft)> {
         self.entries().filter_map(|(seq, entry)| match &entry.content {
-            Content::Draft(draft) => Some((seq, draft)),
+            Content::Draft(draft) => Some((seq, draft.as_ref())),
             Content::Event(_) => None,
         })
     }

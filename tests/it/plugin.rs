@@ -79,7 +79,7 @@ async fn a_plugin_accepts_and_rejects() {
 #[tokio::test]
 async fn a_plugin_knows_the_sender() {
     let (relay, _script) = with_plugin(|_| {}).await;
-    let mut client = Client::connect_from(relay.addr(), "203.0.113.7").await.unwrap();
+    let mut client = Client::connect_from(relay.addr(), "203.0.113.7").await;
     let keys = Keys::new(1);
     let (accepted, text) = client.publish(&keys.note(NOW, "who?")).await;
     assert_eq!((accepted, text.as_str()), (false, "blocked: who are you"));

@@ -93,7 +93,7 @@ impl Outcome {
 impl From<Verdict> for Outcome {
     fn from(verdict: Verdict) -> Outcome {
         match verdict {
-            Verdict::Store => Outcome::Imported,
+            Verdict::Store | Verdict::StoreFormer => Outcome::Imported,
             Verdict::Duplicate => Outcome::AlreadyStored,
             Verdict::Superseded => Outcome::Superseded,
             Verdict::Deleted => Outcome::Deleted,

@@ -53,7 +53,7 @@ fn check(store: &EmbeddedStore, query: &Query, summed: &mut dyn Summed, random: 
         _ => [Item::FIRST, Item::END][random.random_range(0..2)],
     };
     let mut ranges = vec![(Item::FIRST, Item::END)];
-    ranges.extend((0..30).map(|_| (place(), place())));
+    ranges.extend((0..12).map(|_| (place(), place())));
     for (from, to) in ranges {
         let expected: Vec<Item> = expected.iter().copied().filter(|item| from <= *item && *item < to).collect();
         assert_eq!(summed.sum(&from, &to).unwrap(), expected.iter().collect(), "{from:?} {to:?}");
@@ -100,7 +100,7 @@ fn write(store: &EmbeddedStore, known: &mut Vec<Verified<Event>>, random: &mut S
 /// scan finds; so do sums that were complete before the writes (T34: nobody's private events are in them).
 #[test]
 fn t34_sums_follow_every_write_for_every_reader() {
-    for seed in 0..3 {
+    for seed in 0..2 {
         let mut random = StdRng::seed_from_u64(seed);
         let folder = tempfile::tempdir().unwrap();
         let store = open(folder.path());
@@ -119,7 +119,7 @@ fn t34_sums_follow_every_write_for_every_reader() {
                 queries.push(query(filter, visible));
             }
         }
-        for round in 0..3 {
+        for round in 0..2 {
             let mut sets: Vec<_> =
                 queries.iter().map(|query| (query, store.summed(query, true).unwrap().unwrap())).collect();
             for number in 0..40 {

@@ -40,7 +40,7 @@ impl std::fmt::Display for RelayUrl {
 #[serde(rename_all = "kebab-case")]
 pub enum Content {
     /// Not signed yet; its date may still change.
-    Draft(Draft),
+    Draft(Box<Draft>),
     /// Signed: these bytes and no others go out. The event's canonical JSON.
     Event(String),
 }

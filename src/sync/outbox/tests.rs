@@ -16,7 +16,7 @@ fn relay(name: &str) -> RelayUrl {
 
 fn draft(clock: &mut Clock, text: &str) -> Content {
     let op = Op::Plain(Plain { kind: 1, tags: Vec::new(), content: text.to_owned() });
-    Content::Draft(Draft { written: clock.write(MS), op })
+    Content::Draft(Box::new(Draft { written: clock.write(MS), op }))
 }
 
 fn signed(text: &str) -> Event {

@@ -61,19 +61,25 @@ impl Client {
         Client::connect_with(addr, url).await
     }
 
+    /// As somebody whom a reverse proxy on this machine forwards.
+    pub async fn connect_from(addr: SocketAddr, ip: &str) -> Client {
+        Client::try_connect_from(addr, ip).await.expect("the relay speaks WebSocket")
+    }
+
+    /// As [`Client::connect_from`], where the relay may refuse.
+    pub async fn try_connect_from(addr: SocketAddr, ip: &str) -> Result<Client, Error> {
+        let mut request = format!("ws://{addr}/").into_client_request()?;
+        request.headers_mut().insert("x-forwarded-for", ip.parse().expect("a header value"));
+        Client::try_connect_with(addr, request).await
+    }
+
     /// Connects to `addr` with this request.
     pub async fn connect_with(addr: SocketAddr, request: impl IntoClientRequest + Unpin) -> Client {
-        Client::open(addr, request).await.expect("the relay speaks WebSocket")
+        Client::try_connect_with(addr, request).await.expect("the relay speaks WebSocket")
     }
 
-    /// Connects as a client of this address behind a proxy that the relay trusts; `None` when it is turned away.
-    pub async fn connect_from(addr: SocketAddr, ip: &str) -> Option<Client> {
-        let mut request = format!("ws://{addr}/").into_client_request().expect("a URL");
-        request.headers_mut().insert("x-forwarded-for", ip.parse().expect("an address is a header's value"));
-        Client::open(addr, request).await.ok()
-    }
-
-    async fn open(addr: SocketAddr, request: impl IntoClientRequest + Unpin) -> Result<Client, Error> {
+    /// As [`Client::connect_with`], where the relay may refuse.
+    async fn try_connect_with(addr: SocketAddr, request: impl IntoClientRequest + Unpin) -> Result<Client, Error> {
         let stream = soon("the connection", TcpStream::connect(addr)).await.expect("the relay listens");
         stream.set_nodelay(true).expect("a socket option");
         // The tests send frames that are too large on purpose; only the relay's limits are under test.

@@ -2,14 +2,18 @@
 
 pub mod binary;
 pub mod client;
+pub mod device;
+pub mod fake;
 pub mod paths;
 pub mod reference;
 pub mod relay;
 pub mod signer;
 pub mod stores;
 
-pub use binary::Binary;
+pub use binary::{Binary, Serving};
 pub use client::Client;
+pub use device::Device;
+pub use fake::Fake;
 pub use reference::Reference;
 pub use relay::Relay;
 pub use signer::{Keys, NOW, ids, json_of, verified};

@@ -91,4 +91,10 @@ impl Stopped {
     pub async fn start(self) -> Relay {
         Relay::run(self.config, self.dir, self.clock).await
     }
+
+    /// Starts on an address that clients know already.
+    pub async fn start_on(self, addr: std::net::SocketAddr) -> Relay {
+        let config = Config { listen: addr, ..(*self.config).clone() };
+        Relay::run(Arc::new(config), self.dir, self.clock).await
+    }
 }

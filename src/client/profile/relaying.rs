@@ -1,0 +1,282 @@
+//! What links do with a profile: take the next steps, bring answers, bring events.
+
+use std::collections::HashSet;
+
+use super::{Profile, State};
+use crate::client::status::RelayStatus;
+use crate::protocol::{Event, EventId, Kind, Tags, Verified};
+use crate::store::{StoreError, fault};
+use crate::sync::cipher::SealError;
+use crate::sync::draft::{Draft, Op, SettingsForm};
+use crate::sync::outbox::{Change, Content, Debt, Entry, RelayUrl, Seq, Step};
+use crate::sync::shape;
+
+/// Steps that are taken at a time for one relay: a window, and the signatures it needs.
+const STEPS_MAX: usize = 128;
+
+/// What a link is to do next.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Steps {
+    /// Canonical JSON of events to be sent, in this order.
+    pub events: Vec<String>,
+    /// Nothing goes out before the keys are proven.
+    pub authenticate: bool,
+    /// When to ask again, milliseconds since 1970; `None`: when something happens.
+    pub wait_until_ms: Option<u64>,
+}
+
+/// A relay's answer to an event.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// The event.
+    pub id: EventId,
+    /// Whether the relay has it.
+    pub accepted: bool,
+    /// Why.
+    pub text: String,
+}
+
+/// A link that came up.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrival {
+    /// The relay has judged our proof of the keys.
+    pub proven: bool,
+    /// What its clock says about ours.
+    pub clock_offset_ms: Option<i64>,
+    /// It keeps settings in slots of their own.
+    pub slots: bool,
+}
+
+impl Profile {
+    /// A link came up. The relay's clock corrects ours, what is unsigned is dated anew, and what is in a form that this
+    /// relay is not to get is settled.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn link_up(&self, relay: &RelayUrl, arrival: Arrival) -> Result<(), StoreError> {
+        let mut state = self.state();
+        let state = &mut *state;
+        // The clock must know every stamp before drafts are dated anew.
+        self.collections(state)?;
+        let rules = state.outbox.rules_mut();
+        rules.link_up(relay);
+        if arrival.proven {
+            rules.authenticated(relay);
+        }
+        if let Some(offset_ms) = arrival.clock_offset_ms {
+            state.clock.correct(offset_ms);
+            state.clock.restamp(self.world.now_ms(), rules.dates_mut());
+        }
+        let unsuited = rules.settle_unsuited(relay, |entry| suits(entry, arrival.slots));
+        let status = state.relays.entry(relay.clone()).or_default();
+        (status.slots, status.clock_offset_ms) = (arrival.slots, arrival.clock_offset_ms);
+        state.outbox.record(unsuited, false)
+    }
+
+    /// A link is gone.
+    pub fn link_down(&self, relay: &RelayUrl) {
+        self.state().outbox.rules_mut().link_down(relay);
+    }
+
+    /// The relay has judged our proof; what was refused for want of one is sent again.
+    pub fn authenticated(&self, relay: &RelayUrl) {
+        self.state().outbox.rules_mut().authenticated(relay);
+    }
+
+    /// What the link is to do next. What it is to send is signed, durable and in the cache when this returns.
+    ///
+    /// # Errors
+    /// When the disk refuses. Nothing may be sent then, and the link counts as gone.
+    pub fn steps(&self, relay: &RelayUrl, answer_time_ms: u64) -> Result<Steps, StoreError> {
+        let mut state = self.state();
+        let state = &mut *state;
+        self.collections(state)?;
+        let now_ms = self.world.now_ms();
+        let sent_before = now_ms.saturating_sub(answer_time_ms);
+        state.outbox.rules_mut().time_out(relay, sent_before, now_ms, self.world.chance());
+        let mut steps = Steps::default();
+        let mut changes = Vec::new();
+        for _ in 0..STEPS_MAX {
+            match state.outbox.rules_mut().next(relay, now_ms) {
+                Step::Sign(seq) => changes.extend(self.sign(state, seq)),
+                Step::Send { event, .. } => steps.events.push(event),
+                Step::Authenticate => {
+                    steps.authenticate = true;
+                    break;
+                }
+                Step::Wait(until) => {
+                    steps.wait_until_ms = until;
+                    break;
+                }
+            }
+        }
+        if let Err(error) = self.make_durable(state, changes) {
+            // What was taken for sent is owed as before.
+            state.outbox.rules_mut().link_down(relay);
+            return Err(error);
+        }
+        self.refresh(state);
+        Ok(steps)
+    }
+
+    fn make_durable(&self, state: &mut State, changes: Vec<Change>) -> Result<(), StoreError> {
+        state.outbox.record(changes, true)?;
+        if !state.uncached.is_empty() {
+            let signed = std::mem::take(&mut state.uncached);
+            if let Err(error) = self.put(state, &signed) {
+                state.uncached = signed;
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes one event of the drafts that are told together. Without anything left to say, they are taken out.
+    fn sign(&self, state: &mut State, seq: Seq) -> Vec<Change> {
+        let told = state.outbox.rules().drafts_told_with(seq);
+        let seqs: Vec<Seq> = told.iter().map(|(seq, _)| *seq).collect();
+        let drafts: Vec<&Draft> = told.iter().map(|(_, draft)| *draft).collect();
+        let collections = state.collections.as_ref().expect("made before any step is taken");
+        let rules = match collections.build(&drafts, state.clock.device(), &self.cipher) {
+            Ok(Some(unsigned)) => {
+                let tags = Tags::from_lists(unsigned.tags.into_iter().filter(|tag| !tag.is_empty()));
+                let event = self.keys.sign(unsigned.kind, unsigned.created_at, tags, unsigned.content);
+                let change = state.outbox.rules_mut().freeze(seq, &event);
+                state.uncached.push(event);
+                return vec![change];
+            }
+            Ok(None) => {
+                let rules = state.outbox.rules_mut();
+                return seqs.into_iter().filter_map(|seq| rules.withdraw(seq)).collect();
+            }
+            Err(error) => bury(state.outbox.rules().entries(), &seqs, &error),
+        };
+        rules.iter().for_each(|change| state.outbox.rules_mut().apply(change));
+        rules
+    }
+
+    /// Takes a relay's answers.
+    ///
+    /// # Errors
+    /// When the disk refuses; the answers hold until the next start, and the relay is asked again then.
+    pub fn answered(&self, relay: &RelayUrl, answers: &[Answer]) -> Result<(), StoreError> {
+        let mut state = self.state();
+        let now_ms = self.world.now_ms();
+        let mut changes = Vec::new();
+        for Answer { id, accepted, text } in answers {
+            let chance = self.world.chance();
+            changes.extend(state.outbox.rules_mut().answer(relay, id, *accepted, text, now_ms, chance));
+        }
+        fault::point("outbox.answered");
+        let recorded = state.outbox.record(changes, false);
+        self.refresh(&state);
+        recorded
+    }
+
+    /// Takes events that a relay gave. How many were new; those that are not what they claim to be are passed over.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn take(&self, events: Vec<Event>) -> Result<usize, StoreError> {
+        let checked = events.into_iter().filter_map(|event| {
+            let id = event.id;
+            let checked = Verified::check(event);
+            checked.inspect_err(|problem| tracing::warn!(%id, "a relay gave a false event: {problem}")).ok()
+        });
+        let checked: Vec<Verified<Event>> = checked.collect();
+        if checked.is_empty() {
+            return Ok(0);
+        }
+        let mut state = self.state();
+        let new = self.put(&mut state, &checked)?;
+        self.refresh(&state);
+        Ok(new)
+    }
+
+    /// Owes what is to be said again now that everything of the relays is known: merged settings, merged heads of chats.
+    /// Nothing when all is said.
+    ///
+    /// # Errors
+    /// When the disk refuses. What does not fit into the outbox is tried again after the next catch-up.
+    pub fn say_what_is_due(&self) -> Result<(), StoreError> {
+        let mut state = self.state();
+        let state = &mut *state;
+        self.collections(state)?;
+        let collections = state.collections.as_ref().expect("made above");
+        let due = collections.due(state.outbox.rules().drafts().map(|(_, draft)| draft));
+        let mut things = Vec::new();
+        for op in due {
+            let draft = Draft { written: state.clock.write(self.world.now_ms()), op };
+            let mut relays = self.relays_for_draft(&draft).unwrap_or_default();
+            if matches!(draft.op, Op::Settings { form: SettingsForm::Slot, .. }) {
+                relays.retain(|relay| state.relays.get(relay).is_some_and(|status| status.slots));
+            }
+            if !relays.is_empty() {
+                things.push((Content::Draft(Box::new(draft)), relays));
+            }
+        }
+        if things.is_empty() {
+            return Ok(());
+        }
+        match state.outbox.queue(things) {
+            Ok(_) => self.tell_owed(state),
+            Err(crate::client::outbox::OutboxError::Store(error)) => return Err(error),
+            Err(full) => tracing::warn!("a merge is not published yet: {full}"),
+        }
+        Ok(())
+    }
+
+    /// Which of these events the relay is owed, or has refused: no reconciliation needs to upload them.
+    pub fn known_to_outbox(&self, relay: &RelayUrl) -> HashSet<EventId> {
+        let state = self.state();
+        let entries = state.outbox.rules().entries();
+        let unpaid = |entry: &Entry| entry.debts.get(relay).is_some_and(|debt| !matches!(debt, Debt::Paid(_)));
+        entries.filter(|(_, entry)| unpaid(entry)).filter_map(|(_, entry)| entry.id).collect()
+    }
+
+    /// How much this relay is owed.
+    pub fn owed_to(&self, relay: &RelayUrl) -> usize {
+        self.state().outbox.rules().link_status(relay).owed
+    }
+
+    /// Changes what is told of a relay.
+    pub fn tell(&self, relay: &RelayUrl, change: impl FnOnce(&mut RelayStatus)) {
+        let mut state = self.state();
+        change(state.relays.entry(relay.clone()).or_default());
+        self.refresh(&state);
+    }
+}
+
+/// A draft that cannot become an event goes to the dead letters, where a person sees it.
+fn bury<'e>(entries: impl Iterator<Item = (Seq, &'e Entry)>, seqs: &[Seq], error: &SealError) -> Vec<Change> {
+    let mut changes = Vec::new();
+    for (seq, entry) in entries.filter(|(seq, _)| seqs.contains(seq)) {
+        let relays = entry.debts.keys().cloned();
+        changes.extend(relays.map(|relay| Change::Buried { seq, relay, reason: error.to_string() }));
+    }
+    changes
+}
+
+/// Settings travel in two forms, and a relay takes one of them.
+fn suits(entry: &Entry, slots: bool) -> bool {
+    let form = match &entry.content {
+        Content::Draft(draft) => match &draft.op {
+            Op::Settings { form, .. } => Some(*form),
+            _ => None,
+        },
+        Content::Event(json) => Event::from_json(json).ok().and_then(|event| form_of(&event)),
+    };
+    match form {
+        Some(SettingsForm::Slot) => slots,
+        Some(SettingsForm::Document) => !slots,
+        None => true,
+    }
+}
+
+/// In which form an event says settings, if it does.
+pub fn form_of(event: &Event) -> Option<SettingsForm> {
+    let kinds: [(Kind, SettingsForm); 2] =
+        [(shape::SETTINGS, SettingsForm::Slot), (shape::SETTINGS_DOCUMENT, SettingsForm::Document)];
+    let is_ours = shape::Schema::of(event) == Some(shape::Schema::Settings);
+    kinds.into_iter().find(|(kind, _)| is_ours && event.kind == *kind).map(|(_, form)| form)
+}

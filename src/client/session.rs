@@ -1,0 +1,263 @@
+//! One link at work: catching up, sending what is owed, taking what comes.
+//!
+//! In: an open link and the profile. Out: a profile that has what the relay has and the other way round, until the link
+//! is over. Everything that blocks on the disk runs on threads that may wait. Never opens a link by itself.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::link::{Auth, Incoming, Link, LinkError};
+use super::profile::{Answer, Arrival, Profile, Steps};
+use super::status::{LinkState, RelayStatus};
+use crate::protocol::relay_message::{RelayMessage, prefix};
+use crate::protocol::{Event, EventId, Filter, message};
+use crate::store::{StoreError, fault};
+use crate::sync::outbox::RelayUrl;
+
+/// Messages that are taken in before the disk is asked once for all of them.
+const BATCH_MAX: usize = 256;
+/// The subscription for what is new.
+pub(super) const LIVE: &str = "live";
+
+/// Why a session ended.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// The link is over.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// The disk refused.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The relay does not let us read, and proving the keys did not help.
+    #[error("refuses to be read: {0}")]
+    Refused(String),
+}
+
+/// How long a session goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stay {
+    /// Until nothing differs and nothing is owed.
+    UntilSettled,
+    /// Until the link is over.
+    Forever,
+}
+
+/// How a session ended that did not fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// Nothing differs and nothing is owed.
+    Settled,
+    /// It was told to stop.
+    Stopped,
+}
+
+/// A link at work.
+pub struct Session {
+    pub(super) link: Link,
+    pub(super) relay: RelayUrl,
+    pub(super) profile: Arc<Profile>,
+    pub(super) scopes: Vec<Filter>,
+    pub(super) answer_timeout: Duration,
+    /// Events that came and are not yet in the cache.
+    arrived: Vec<Event>,
+    answers: Vec<Answer>,
+    /// Events that the relay would not take when it lacked them.
+    pub(super) unwanted: HashSet<EventId>,
+    /// What was asked before the keys were proven must be asked again.
+    again: bool,
+    /// Why the subscription for what is new was ended by the relay.
+    live_closed: Option<String>,
+}
+
+impl Session {
+    /// Takes over a link that has just come up.
+    pub fn new(link: Link, relay: RelayUrl, profile: Arc<Profile>, answer_timeout: Duration) -> Session {
+        let scopes = profile.routing().scopes(&relay, profile.keys().pubkey());
+        Session {
+            link,
+            relay,
+            profile,
+            scopes,
+            answer_timeout,
+            arrived: Vec::new(),
+            answers: Vec::new(),
+            unwanted: HashSet::new(),
+            again: false,
+            live_closed: None,
+        }
+    }
+
+    /// Works until `stop` turns true, or as long as `stay` says. The link is closed afterwards.
+    ///
+    /// # Errors
+    /// [`SessionError`]: what went wrong. What was achieved until then stays.
+    pub async fn run(mut self, stay: Stay, mut stop: watch::Receiver<bool>) -> Result<Ended, SessionError> {
+        let arrival = Arrival {
+            proven: *self.link.auth() != Auth::NotAsked,
+            clock_offset_ms: self.link.clock_offset_ms(),
+            slots: self.link.about().slots,
+        };
+        let begun = self.on_disk(move |profile, relay| {
+            profile.tell(relay, |status| {
+                *status = RelayStatus { link: LinkState::CatchingUp, ..RelayStatus::default() };
+            });
+            profile.link_up(relay, arrival)
+        });
+        begun.await?;
+        let ended = tokio::select! {
+            ended = self.work(stay) => ended.map(|()| Ended::Settled),
+            _ = stop.wait_for(|stop| *stop) => Ok(Ended::Stopped),
+        };
+        let settled = self.settle().await;
+        let trouble = ended.as_ref().err().map(ToString::to_string).unwrap_or_default();
+        self.on_disk(move |profile, relay| {
+            profile.link_down(relay);
+            profile.tell(relay, |status| (status.link, status.trouble) = (LinkState::Down, trouble));
+        })
+        .await;
+        self.link.close().await;
+        settled.and(ended)
+    }
+
+    async fn work(&mut self, stay: Stay) -> Result<(), SessionError> {
+        // Before anything is looked at: what is owed meanwhile must be seen.
+        let mut owed = self.profile.owed();
+        self.catch_up().await?;
+        loop {
+            let steps = self.pump(&mut owed).await?;
+            if self.again {
+                self.catch_up().await?;
+                continue;
+            }
+            if stay == Stay::UntilSettled && self.profile.owed_to(&self.relay) == 0 {
+                return Ok(());
+            }
+            let pause = self.pause_of(&steps);
+            tokio::select! {
+                incoming = self.link.next() => {
+                    self.take(incoming?);
+                    self.take_ready();
+                    self.settle().await?;
+                }
+                _ = owed.changed() => {}
+                () = pause => {}
+            }
+            self.reopen_if_closed().await?;
+        }
+    }
+
+    /// Until the next step is due, or an answer is overdue.
+    fn pause_of(&self, steps: &Steps) -> impl Future<Output = ()> + use<> {
+        let now_ms = self.profile.world().now_ms();
+        let wait = steps.wait_until_ms.map(|until| Duration::from_millis(until.saturating_sub(now_ms)));
+        tokio::time::sleep(wait.unwrap_or(self.answer_timeout).min(self.answer_timeout))
+    }
+
+    /// Sends what may go out now.
+    async fn pump(&mut self, owed: &mut watch::Receiver<u64>) -> Result<Steps, SessionError> {
+        let answer_ms = u64::try_from(self.answer_timeout.as_millis()).unwrap_or(u64::MAX);
+        loop {
+            owed.mark_unchanged();
+            let steps = self.on_disk(move |profile, relay| profile.steps(relay, answer_ms)).await?;
+            for event in &steps.events {
+                self.link.send(message::publish(event)).await?;
+                fault::point("outbox.sent");
+            }
+            if steps.events.is_empty() {
+                return Ok(steps);
+            }
+        }
+    }
+
+    /// Takes in what came, without waiting for the disk.
+    pub(super) fn take(&mut self, incoming: Incoming) {
+        match incoming {
+            Incoming::Message(RelayMessage::Event { id, event }) if id == LIVE => {
+                if self.scopes.iter().any(|scope| scope.matches(&*event)) {
+                    self.arrived.push(*event);
+                }
+            }
+            Incoming::Message(RelayMessage::Ok { id, accepted, text }) => {
+                self.answers.push(Answer { id, accepted, text });
+            }
+            Incoming::Message(RelayMessage::Closed { id, text }) if id == LIVE => self.live_closed = Some(text),
+            Incoming::Message(RelayMessage::Notice(text)) => tracing::debug!(relay = %self.relay, text, "notice"),
+            Incoming::Message(_) => {}
+            Incoming::Authenticated => {
+                self.again = true;
+                self.profile.authenticated(&self.relay);
+            }
+            Incoming::AuthRefused(reason) => {
+                tracing::warn!(relay = %self.relay, reason, "the relay did not take our proof");
+                self.profile.authenticated(&self.relay);
+            }
+        }
+    }
+
+    /// As [`Session::take`], and to the disk where much has come.
+    pub(super) async fn take_in(&mut self, incoming: Incoming) -> Result<(), SessionError> {
+        self.take(incoming);
+        if self.arrived.len() + self.answers.len() >= BATCH_MAX { self.settle().await } else { Ok(()) }
+    }
+
+    /// Takes in what else has come already, up to a batch.
+    pub(super) fn take_ready(&mut self) {
+        while self.arrived.len() + self.answers.len() < BATCH_MAX
+            && let Some(incoming) = self.link.ready()
+        {
+            self.take(incoming);
+        }
+    }
+
+    /// Brings what was taken in to the disk.
+    pub(super) async fn settle(&mut self) -> Result<(), SessionError> {
+        let (arrived, answers) = (std::mem::take(&mut self.arrived), std::mem::take(&mut self.answers));
+        if arrived.is_empty() && answers.is_empty() {
+            return Ok(());
+        }
+        self.on_disk(move |profile, relay| {
+            if !answers.is_empty() {
+                profile.answered(relay, &answers)?;
+            }
+            let new = profile.take(arrived)?;
+            if new > 0 {
+                profile.tell(relay, |status| status.fetched += new);
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// What was asked before the keys were proven is asked anew.
+    pub(super) fn starts_over(&mut self) {
+        (self.again, self.live_closed) = (false, None);
+    }
+
+    /// A relay that ends the subscription for what is new wants a proof, or has no room; both pass.
+    async fn reopen_if_closed(&mut self) -> Result<(), SessionError> {
+        let Some(reason) = self.live_closed.take() else { return Ok(()) };
+        match (prefix(&reason), self.link.auth()) {
+            // The proof is under way; with it everything is asked anew.
+            ("auth-required", Auth::NotAsked) => Ok(()),
+            _ => Err(SessionError::Refused(reason)),
+        }
+    }
+
+    /// Whether the keys were proven since the last catch-up began.
+    pub(super) fn must_start_over(&self) -> bool {
+        self.again
+    }
+
+    /// Runs what blocks on a thread that may wait.
+    pub(super) async fn on_disk<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Profile, &RelayUrl) -> T + Send + 'static,
+    ) -> T {
+        let (profile, relay) = (Arc::clone(&self.profile), self.relay.clone());
+        let done = tokio::task::spawn_blocking(move || work(&profile, &relay)).await;
+        done.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+    }
+}

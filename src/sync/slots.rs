@@ -1,0 +1,160 @@
+//! What is left of the versions of addresses and of single events when replacement and deletion are done: the same that
+//! a relay is left with, whatever came first.
+//!
+//! In: versions, and what deletion requests name. Out: the value of each address. The rules are those of
+//! [`crate::protocol::supersede`]; kept apart from it because a client merges states and does not keep the requests.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::protocol::supersede::{self, Address, Target, Version};
+use crate::protocol::{Event, EventId, Kind, PublicKey};
+
+/// The winning version of each address.
+#[derive(Clone, Debug)]
+pub struct Slots<T> {
+    held: BTreeMap<Address, (Version, T)>,
+    /// A version that was deleted by its id: what it had replaced stays replaced.
+    floors: BTreeMap<Address, Version>,
+}
+
+impl<T> Default for Slots<T> {
+    fn default() -> Self {
+        Slots { held: BTreeMap::new(), floors: BTreeMap::new() }
+    }
+}
+
+impl<T> Slots<T> {
+    /// The value at an address.
+    pub fn get(&self, address: &Address) -> Option<&T> {
+        self.held.get(address).map(|(_, value)| value)
+    }
+
+    /// The winning version at an address.
+    pub fn version(&self, address: &Address) -> Option<Version> {
+        self.held.get(address).map(|(version, _)| *version)
+    }
+
+    /// All values, by address.
+    pub fn iter(&self) -> impl Iterator<Item = (&Address, &T)> {
+        self.held.iter().map(|(address, (_, value))| (address, value))
+    }
+
+    /// Takes a version. Whether it is now the value.
+    pub fn put(&mut self, address: Address, version: Version, value: T, deletions: &Deletions) -> bool {
+        if deletions.covers(&address.pubkey, &version.id) {
+            self.raise_floor(&address, version);
+            return false;
+        }
+        let wins = |over: Option<&Version>| over.is_none_or(|over| version.replaces(over));
+        let alive = deletions.until(&address).is_none_or(|until| version.created_at > until);
+        let wins = alive && wins(self.floors.get(&address)) && wins(self.held.get(&address).map(|(held, _)| held));
+        if wins {
+            self.held.insert(address, (version, value));
+        }
+        wins
+    }
+
+    /// Drops what deletions cover that came later than the values. The addresses that are empty now.
+    pub fn obey(&mut self, deletions: &Deletions) -> Vec<Address> {
+        let by_id = |address: &Address, version: &Version| deletions.covers(&address.pubkey, &version.id);
+        let by_time = |address: &Address, version: &Version| {
+            deletions.until(address).is_some_and(|until| version.created_at <= until)
+        };
+        let gone =
+            self.held.iter().filter(|(address, (version, _))| by_id(address, version) || by_time(address, version));
+        let gone: Vec<(Address, Version)> = gone.map(|(address, (version, _))| (address.clone(), *version)).collect();
+        for (address, version) in &gone {
+            self.held.remove(address);
+            if by_id(address, version) {
+                self.raise_floor(address, *version);
+            }
+        }
+        gone.into_iter().map(|(address, _)| address).collect()
+    }
+
+    /// Takes everything of another state, made from other events. `deletions` are those of both.
+    pub fn merge(&mut self, other: Slots<T>, deletions: &Deletions) {
+        for (address, version) in other.floors {
+            self.raise_floor(&address, version);
+        }
+        self.obey(deletions);
+        for (address, (version, value)) in other.held {
+            self.put(address, version, value, deletions);
+        }
+    }
+
+    fn raise_floor(&mut self, address: &Address, version: Version) {
+        let floor = self.floors.entry(address.clone()).or_insert(version);
+        if version.replaces(floor) {
+            *floor = version;
+        }
+        if self.held.get(address).is_some_and(|(held, _)| !held.replaces(floor)) {
+            self.held.remove(address);
+        }
+    }
+}
+
+/// What deletion requests (NIP-09) and requests to vanish everywhere (NIP-62) name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Deletions {
+    addresses: BTreeMap<Address, u64>,
+    /// Ids, each with who asked: only an event's author can.
+    ids: BTreeSet<(PublicKey, EventId)>,
+    vanished: BTreeMap<PublicKey, u64>,
+}
+
+impl Deletions {
+    /// Takes a request. Whether it says anything new; false for other events.
+    pub fn take(&mut self, request: &Event) -> bool {
+        match request.kind {
+            Kind::DELETION => supersede::deletion_targets(request).fold(false, |news, target| {
+                let new = match target {
+                    Target::Event(id) => self.ids.insert((request.pubkey, id)),
+                    Target::Address(address) => raise(&mut self.addresses, address, request.created_at),
+                };
+                news || new
+            }),
+            Kind::VANISH if request.tags.values("relay").any(|relay| relay == "ALL_RELAYS") => {
+                raise(&mut self.vanished, request.pubkey, request.created_at)
+            }
+            _ => false,
+        }
+    }
+
+    /// Versions of this address up to this second are deleted.
+    pub fn until(&self, address: &Address) -> Option<u64> {
+        let asked = self.addresses.get(address).copied();
+        asked.max(self.vanished.get(&address.pubkey).copied())
+    }
+
+    /// Whether the author deleted this event by its id.
+    pub fn covers(&self, author: &PublicKey, id: &EventId) -> bool {
+        self.ids.contains(&(*author, *id))
+    }
+
+    /// Whether an event without an address is deleted.
+    pub fn cover_event(&self, event: &Event) -> bool {
+        self.cover(&event.pubkey, &event.id, event.created_at)
+    }
+
+    /// Whether an event without an address, given by what matters of it, is deleted.
+    pub fn cover(&self, author: &PublicKey, id: &EventId, created_at: u64) -> bool {
+        self.covers(author, id) || self.vanished.get(author).is_some_and(|until| created_at <= *until)
+    }
+
+    /// Takes everything of another state.
+    pub fn merge(&mut self, other: Deletions) {
+        self.ids.extend(other.ids);
+        other.addresses.into_iter().for_each(|(address, until)| _ = raise(&mut self.addresses, address, until));
+        other.vanished.into_iter().for_each(|(key, until)| _ = raise(&mut self.vanished, key, until));
+    }
+}
+
+fn raise<K: Ord>(map: &mut BTreeMap<K, u64>, key: K, until: u64) -> bool {
+    match map.get_mut(&key) {
+        Some(have) if *have >= until => return false,
+        Some(have) => *have = until,
+        None => drop(map.insert(key, until)),
+    }
+    true
+}

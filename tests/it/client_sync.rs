@@ -1,0 +1,203 @@
+//! The client against relays: what was written offline arrives everywhere, once, and what was answered is not lost.
+
+use serde_json::json;
+
+use super::support::device::{self, signed, today};
+use super::support::{Device, Relay, json_of};
+
+const LABEL: &[&str] = &["L", "com.openagents.sync"];
+const CHAT: &[&str] = &["l", "chat.msg/1", "com.openagents.sync"];
+const TRAINING: &[&str] = &["l", "training/1", "com.openagents.sync"];
+const PROTECTED: &[&str] = &["-"];
+
+async fn relay() -> Relay {
+    relay_with(|_| {}).await
+}
+
+async fn relay_with(change: impl FnOnce(&mut sledge::config::Config)) -> Relay {
+    let relay = Relay::with(|config| {
+        config.service_url = String::new();
+        change(config);
+    })
+    .await;
+    relay.set_now(today());
+    relay
+}
+
+fn url(relay: &Relay) -> String {
+    format!("ws://{}", relay.addr())
+}
+
+/// A private message of a chat, which only its author may publish and read.
+fn private(device: &Device, at: u64, d: &str, content: &str) -> sledge::protocol::Event {
+    device.publish(30_001, at, &[LABEL, CHAT, PROTECTED, &["d", d]], content)
+}
+
+/// Two devices write offline, private things too, meet at a relay one after the other, and are equal; the relay has it
+/// all. Another visit moves nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_devices_meet_at_a_relay() {
+    let relay = relay().await;
+    let [a, b] = [1, 1].map(|user| Device::new(user, &[&url(&relay)]));
+    let now = today();
+    for number in 0..30 {
+        private(&a, now - 1_000 + number, &format!("oa:m:c:a{number}"), "from a");
+        private(&b, now - 5_000 + number, &format!("oa:m:c:b{number}"), "from b");
+    }
+    a.publish(1, now, &[], "in public");
+    assert_eq!((a.waiting(), b.waiting()), (31, 30));
+    a.sync().await;
+    b.sync().await;
+    a.sync().await;
+    assert_eq!((a.waiting(), b.waiting()), (0, 0));
+    assert_eq!(a.ids(), b.ids());
+    assert_eq!(a.ids().len(), 61);
+    let mut public = relay.client().await;
+    assert_eq!(public.count(&[json!({})]).await, 1, "a stranger sees what is public");
+    b.sync().await;
+    let status = b.profile().status().borrow().clone();
+    let at_relay = &status.relays[&device::relay_url(&url(&relay))];
+    assert_eq!((at_relay.fetched, at_relay.uploaded, at_relay.trouble.as_str()), (0, 0, ""));
+}
+
+/// Old dates are no obstacle: what an offline device wrote a year ago arrives at one that has newer events.
+#[tokio::test(flavor = "multi_thread")]
+async fn old_events_arrive_too() {
+    let relay = relay().await;
+    let [a, b] = [1, 1].map(|user| Device::new(user, &[&url(&relay)]));
+    private(&a, today(), "oa:m:c:new", "");
+    a.sync().await;
+    private(&b, today() - 365 * 86_400, "oa:m:c:old", "");
+    b.sync().await;
+    a.sync().await;
+    assert_eq!(a.ids(), b.ids());
+    assert_eq!(a.ids().len(), 2);
+}
+
+/// A deletion reaches a device that still has the event and is about to say so; the event does not come back anywhere.
+#[tokio::test(flavor = "multi_thread")]
+async fn t12_what_was_deleted_does_not_come_back() {
+    let relay = relay().await;
+    let [a, b] = [1, 1].map(|user| Device::new(user, &[&url(&relay)]));
+    let event = private(&a, today() - 10, "oa:m:c:1", "regrettable");
+    a.sync().await;
+    b.sync().await;
+    assert_eq!(b.ids(), [event.id.to_hex()]);
+    let address = format!("30001:{}:oa:m:c:1", event.pubkey);
+    let request = a.publish(5, today() - 5, &[LABEL, CHAT, PROTECTED, &["a", &address]], "");
+    a.sync().await;
+    for device in [&b, &a, &b] {
+        device.sync().await;
+        assert_eq!(device.ids(), [request.id.to_hex()]);
+    }
+}
+
+/// A relay that lost its data gets it back from whoever has it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forgetful_relay_is_reminded() {
+    let (first, second) = (relay().await, relay().await);
+    let [a, b] = [&first, &second].map(|relay| Device::new(1, &[&url(relay)]));
+    for number in 0..5 {
+        private(&a, today() - number, &number.to_string(), "");
+    }
+    a.sync().await;
+    // The same device, and a relay that knows nothing: here under another address.
+    let file = a.path().join("cache");
+    assert!(file.exists());
+    let moved = Device::with(1, &[&url(&second)], |_| {});
+    for event in a.profile().cache().query(&[sledge::protocol::Filter::default()], today()).unwrap() {
+        moved.profile().take(vec![event]).unwrap();
+    }
+    moved.sync().await;
+    b.sync().await;
+    assert_eq!(b.ids(), a.ids());
+}
+
+/// Training data goes to its allow-list only, chats to the home relays only, whatever is uploaded or owed.
+#[tokio::test(flavor = "multi_thread")]
+async fn labelled_events_stay_on_their_relays() {
+    let (home, training) = (relay().await, relay().await);
+    let on = |home: &[&str], training: &[&str]| {
+        let training = training.iter().map(|url| (*url).to_owned()).collect();
+        Device::with(1, home, |options| options.training_relays = training)
+    };
+    let (home_url, training_url) = (url(&home), url(&training));
+    let device = on(&[&home_url], &[&training_url]);
+    let chat = private(&device, today(), "oa:m:c:1", "mine");
+    let given = device.publish(1, today(), &[LABEL, TRAINING, &["t", "training"]], "for all");
+    device.sync().await;
+    assert_eq!(device.waiting(), 0);
+    for (only, expected) in [(on(&[&home_url], &[]), &chat), (on(&[], &[&training_url]), &given)] {
+        only.sync().await;
+        assert_eq!(only.ids(), [expected.id.to_hex()]);
+    }
+    let error = on(&[&home_url], &[]).profile().publish(signed(1, 1, today(), &[LABEL, TRAINING], "")).unwrap_err();
+    assert!(error.to_string().contains("training_relays"), "{error}");
+}
+
+/// Two home relays end equal, through a device that meets both.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_carries_from_relay_to_relay() {
+    let (first, second) = (relay().await, relay().await);
+    let writer = Device::new(1, &[&url(&first)]);
+    for number in 0..10 {
+        private(&writer, today() - number, &number.to_string(), "");
+    }
+    writer.sync().await;
+    let carrier = Device::new(1, &[&url(&first), &url(&second)]);
+    carrier.sync().await;
+    let reader = Device::new(1, &[&url(&second)]);
+    reader.sync().await;
+    assert_eq!(reader.ids(), writer.ids());
+}
+
+/// A relay that takes nothing from strangers gets the proof, and then the same bytes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_that_wants_proof_gets_it() {
+    let relay = relay_with(|config| {
+        config.access.auth_required_to_read = true;
+        config.access.auth_required_to_write = true;
+    })
+    .await;
+    let [a, b] = [1, 1].map(|user| Device::new(user, &[&url(&relay)]));
+    private(&a, today(), "oa:m:c:1", "");
+    a.sync().await;
+    b.sync().await;
+    assert_eq!((a.waiting(), a.ids()), (0, b.ids()));
+}
+
+/// Devices of somebody else see nothing of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn t34_another_user_gets_nothing() {
+    let relay = relay().await;
+    let [owner, stranger] = [1, 2].map(|user| Device::new(user, &[&url(&relay)]));
+    private(&owner, today(), "oa:m:c:1", "");
+    owner.sync().await;
+    stranger.sync().await;
+    assert!(stranger.ids().is_empty());
+}
+
+/// With links that stay up, a write on one device appears on the other by itself, and a relay that restarts changes
+/// nothing about that.
+#[tokio::test(flavor = "multi_thread")]
+async fn live_links_carry_writes_at_once() {
+    use sledge::client::links::Links;
+    let relay = relay().await;
+    let addr = relay.addr();
+    let [a, b] = [1, 1].map(|user| Device::new(user, &[&format!("ws://{addr}")]));
+    let links = [&a, &b].map(|device| Links::start(device.profile().clone(), device::quick()));
+    let mut news = b.profile().news();
+    let first = private(&a, today(), "oa:m:c:1", "");
+    let came = super::support::client::soon("the event", news.recv()).await.unwrap();
+    assert_eq!(json_of(&came), json_of(&first));
+    let stopped = relay.stop().await;
+    let second = private(&a, today(), "oa:m:c:2", "");
+    let relay = stopped.start_on(addr).await;
+    relay.set_now(today());
+    let came = super::support::client::soon("the event", news.recv()).await.unwrap();
+    assert_eq!(json_of(&came), json_of(&second));
+    a.until("the outbox to be empty", |status| status.waiting == 0).await;
+    for links in links {
+        super::support::client::soon("the links to end", links.stop()).await;
+    }
+}
