@@ -387,8 +387,12 @@ impl Loop {
     /// waited.
     fn answer_apart(&self, mut submissions: Vec<Submission>) -> Vec<Submission> {
         submissions.retain(|submission| {
+            let answer = |accepted, text: &str| {
+                self.fanout.counters().answered(accepted, text);
+                submission.answer(accepted, text);
+            };
             if let Err(refusal) = self.policy.recheck(&submission.event) {
-                submission.answer(false, &refusal.to_string());
+                answer(false, &refusal.to_string());
                 return false;
             }
             if !members::is_request(submission.event.kind) {
@@ -398,7 +402,7 @@ impl Loop {
             if let Err(error) = self.desk().publish(&answered.events) {
                 tracing::error!(%error, "the list of members was not published; the next start does it");
             }
-            submission.answer(answered.accepted, &answered.text);
+            answer(answered.accepted, &answered.text);
             false
         });
         submissions
