@@ -258,7 +258,7 @@ impl Ingest {
     }
 
     fn is_stored(&self, event: &Event) -> Result<bool, Rejection> {
-        self.store.contains(&event.id).map_err(|error| {
+        self.store.contains_at_hand(&event.id).map_err(|error| {
             tracing::error!(%error, "the store cannot tell whether it has an event");
             Rejection::StoreUnreadable
         })

@@ -99,6 +99,8 @@ impl Relay {
         let policy = Arc::new(Policy::open(config.clone(), store.clone())?);
         let writer = Writer::start(store.clone(), fanout.clone(), clock.clone(), policy.clone(), &config.storage)?;
         writer.enqueue(admin::start_chore(policy.clone()));
+        // Nobody is connected yet, so nothing can come between the two.
+        store.follow(writer.news_bell())?;
         let maintenance = Maintenance::start(store.clone(), &config.storage)?;
         let plugin = if config.plugin.is_set() { Some(Plugin::start(config.plugin.clone())?) } else { None };
         let asks_for_operator = config.plugin.import;

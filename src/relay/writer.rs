@@ -10,7 +10,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use super::clock::Clock;
-use super::fanout::Fanout;
+use super::fanout::{Epoch, Fanout};
 use super::ingest::Sender;
 use super::lock;
 use super::outbox::{Outbox, Outgoing};
@@ -21,7 +21,7 @@ use crate::config::Storage;
 use crate::protocol::message;
 use crate::protocol::supersede::{Verdict, is_expired};
 use crate::protocol::{Event, Verified};
-use crate::store::{Position, Store, StoreError};
+use crate::store::{FromElsewhere, Position, Store, StoreError};
 
 /// An event on its way to the store, and who waits for the answer.
 pub struct Submission {
@@ -69,6 +69,8 @@ struct Queue {
     /// Other work; each has one turn between two batches.
     chores: VecDeque<Chore>,
     sweep: bool,
+    /// Other processes may have stored or passed on something.
+    news: bool,
     stopping: bool,
 }
 
@@ -89,6 +91,7 @@ struct Work {
     batch: Vec<Submission>,
     chore: Option<Chore>,
     sweep: bool,
+    news: bool,
 }
 
 const STOPPING: &str = "error: the relay is stopping";
@@ -124,6 +127,7 @@ impl Writer {
             batch_events_max: settings.batch_events_max,
             sweeper: Sweeper::new(settings.expiry_sweep()),
             failing: false,
+            deaf: false,
         };
         std::thread::Builder::new().name("writer".to_owned()).spawn(move || {
             // Dropped last, also when the loop panics.
@@ -173,6 +177,15 @@ impl Writer {
     pub fn sweep(&self) {
         lock(&self.shared.queue).sweep = true;
         self.shared.changed.notify_one();
+    }
+
+    /// What a store is to call when other processes have stored something ([`Store::follow`]).
+    pub fn news_bell(&self) -> Arc<dyn Fn() + Send + Sync> {
+        let shared = self.shared.clone();
+        Arc::new(move || {
+            lock(&shared.queue).news = true;
+            shared.changed.notify_one();
+        })
     }
 
     /// Takes nothing more, writes what was taken, and waits for that until `deadline`. Returns whether it was done.
@@ -256,10 +269,11 @@ impl Shared {
         let mut queue = lock(&self.queue);
         loop {
             let sweep = std::mem::take(&mut queue.sweep) || sweep_in().is_zero();
-            let has_work = sweep || !queue.chores.is_empty();
+            let news = std::mem::take(&mut queue.news);
+            let has_work = sweep || news || !queue.chores.is_empty();
             if !queue.submissions.is_empty() || (has_work && !queue.stopping) {
                 let chore = queue.chores.pop_front();
-                return Some(Work { batch: queue.take(batch_events_max), chore, sweep });
+                return Some(Work { batch: queue.take(batch_events_max), chore, sweep, news });
             }
             if queue.stopping {
                 queue.chores.clear();
@@ -306,6 +320,8 @@ struct Loop {
     sweeper: Sweeper,
     /// Whether the last write failed; a disk that stays full is logged once.
     failing: bool,
+    /// Whether the last look for what others stored failed.
+    deaf: bool,
 }
 
 /// A batch taken apart: the store wants its events side by side.
@@ -315,6 +331,16 @@ struct Batch {
     ephemeral: Vec<Verified<Event>>,
     /// In the order of arrival: who waits, and in which of the lists the event is next.
     order: Vec<(Arc<Outbox>, bool)>,
+}
+
+/// What came of storing a batch.
+#[derive(Default)]
+struct Stored {
+    outcomes: Vec<Outcome>,
+    /// Up to where the store can be read, if it stored anything.
+    end: Option<Position>,
+    /// What other processes stored before it.
+    others: Vec<FromElsewhere>,
 }
 
 /// What became of one event of a batch.
@@ -361,6 +387,9 @@ fn judge_ephemeral(event: &Event, now: u64) -> Outcome {
 impl Loop {
     fn run(mut self) {
         while let Some(work) = self.shared.wait(self.batch_events_max, || self.sweeper.due_in(Instant::now())) {
+            if work.news {
+                self.spread_news();
+            }
             if !work.batch.is_empty() {
                 self.write(work.batch);
             }
@@ -368,6 +397,7 @@ impl Loop {
                 self.do_chore(chore);
             }
             if work.sweep {
+                self.policy.refresh();
                 self.sweeper.sweep(&*self.store, self.clock.now(), Instant::now());
             }
         }
@@ -415,8 +445,9 @@ impl Loop {
         }
         let now = self.clock.now();
         let batch = Batch::new(submissions);
-        let (outcomes, end) = self.store(&batch.stored, now);
+        let Stored { outcomes, end, others } = self.store(&batch.stored, now);
         let epoch = self.fanout.begin_batch(end);
+        self.spread(epoch, &others, now);
         for (reply, event, outcome) in batch.in_order(&outcomes, now) {
             let (accepted, text) = match outcome {
                 Outcome::Judged(verdict) => (verdict.is_accepted(), verdict.to_string()),
@@ -433,11 +464,44 @@ impl Loop {
                 self.trust.stored(event);
             }
         }
+        let passed = |event: &&Verified<Event>| matches!(judge_ephemeral(event, now), Outcome::Passed);
+        self.store.pass_on(&batch.ephemeral.iter().filter(passed).cloned().collect::<Vec<_>>());
     }
 
-    fn store(&mut self, events: &[Verified<Event>], now: u64) -> (Vec<Outcome>, Option<Position>) {
+    /// Passes on what other processes have stored meanwhile.
+    fn spread_news(&mut self) {
+        loop {
+            match self.store.news() {
+                Ok(Some(news)) => {
+                    let epoch = self.fanout.begin_batch(Some(news.end));
+                    self.spread(epoch, &news.events, self.clock.now());
+                    if !news.more {
+                        break;
+                    }
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    if !std::mem::replace(&mut self.deaf, true) {
+                        tracing::warn!(%error, "what other relays store does not arrive; they are asked again");
+                    }
+                    return;
+                }
+            }
+        }
+        if std::mem::take(&mut self.deaf) {
+            tracing::info!("what other relays store arrives again");
+        }
+    }
+
+    fn spread(&self, epoch: Epoch, events: &[FromElsewhere], now: u64) {
+        for event in events.iter().filter(|event| !is_expired(event.event.expiration(), now)) {
+            self.fanout.dispatch_from_elsewhere(epoch, event);
+        }
+    }
+
+    fn store(&mut self, events: &[Verified<Event>], now: u64) -> Stored {
         if events.is_empty() {
-            return (Vec::new(), None);
+            return Stored::default();
         }
         match self.store.apply(events, now) {
             Ok(applied) => {
@@ -447,7 +511,8 @@ impl Loop {
                 if applied.over_quota {
                     self.sweeper.sweep_soon(Instant::now());
                 }
-                (applied.verdicts.into_iter().map(Outcome::Judged).collect(), Some(applied.end))
+                let outcomes = applied.verdicts.into_iter().map(Outcome::Judged).collect();
+                Stored { outcomes, end: Some(applied.end), others: applied.others }
             }
             Err(error) => {
                 if !std::mem::replace(&mut self.failing, true) {
@@ -455,7 +520,7 @@ impl Loop {
                 }
                 let lasts = matches!(error, StoreError::Poisoned(_));
                 *lock(&self.shared.problem) = Some(Problem { text: told(&error), at: Instant::now(), lasts });
-                (vec![Outcome::Failed(told(&error)); events.len()], None)
+                Stored { outcomes: vec![Outcome::Failed(told(&error)); events.len()], ..Stored::default() }
             }
         }
     }
@@ -466,6 +531,7 @@ fn told(error: &StoreError) -> &'static str {
     match error {
         StoreError::DiskFull => "error: the disk is full",
         StoreError::QuotaUsedUp => "error: the relay's disk quota is used up",
+        StoreError::Away(_) => "error: the relay's database cannot be reached; try again",
         _ => "error: the relay could not store the event",
     }
 }

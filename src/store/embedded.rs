@@ -18,10 +18,10 @@ use super::dir::DataDir;
 use super::explain::Explanation;
 use super::index::buffer::BufferedIndex;
 use super::index::{Engine, IndexError, Key, Value};
+use super::matches::EmbeddedScan;
 use super::merge::Source;
 use super::open;
 use super::quota::{Keeper, Rules};
-use super::scan::EmbeddedScan;
 use super::schema;
 use super::summed::EmbeddedSummed;
 use super::{Applied, Query, Removal, Retained, Scan, Store, StoreError, StoreStats, Summed, state};
@@ -190,7 +190,7 @@ impl Store for EmbeddedStore {
         }
         writes.commit()?;
         let over_quota = self.keeper.is_over(files.log.end().saturating_sub(state.dead_bytes));
-        Ok(Applied { verdicts, end: files.end(), over_quota })
+        Ok(Applied { verdicts, end: files.end(), over_quota, others: Vec::new() })
     }
 
     fn remove(&self, ids: &[EventId], why: Removal) -> Result<u64, StoreError> {
@@ -236,7 +236,7 @@ impl Store for EmbeddedStore {
     }
 
     fn scan(&self, query: Query) -> Result<Box<dyn Scan>, StoreError> {
-        Ok(Box::new(EmbeddedScan::new(self.files(), query)))
+        Ok(Box::new(EmbeddedScan::of(self.files(), query)))
     }
 
     fn explain(&self, filter: &Filter) -> Explanation {

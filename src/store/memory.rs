@@ -185,7 +185,12 @@ impl Store for MemoryStore {
             }
             verdict
         });
-        Ok(Applied { verdicts: verdicts.collect(), end: Position(kept.stored_ever), over_quota: false })
+        Ok(Applied {
+            verdicts: verdicts.collect(),
+            end: Position(kept.stored_ever),
+            over_quota: false,
+            others: Vec::new(),
+        })
     }
 
     fn remove(&self, ids: &[EventId], _why: Removal) -> Result<u64, StoreError> {

@@ -13,11 +13,14 @@ pub mod fault;
 mod files;
 pub mod index;
 pub mod log;
+mod matches;
 pub mod memory;
 pub mod merge;
 pub mod open;
 pub mod pack;
 pub mod plan;
+#[cfg(feature = "postgres")]
+pub mod postgres;
 pub mod quota;
 pub mod record;
 pub mod repair;
@@ -58,6 +61,28 @@ pub struct Applied {
     pub end: Position,
     /// The store takes more than its quota: [`Store::retain`] is due.
     pub over_quota: bool,
+    /// What others have stored before this batch and nobody told yet, in order; see [`Store::follow`].
+    pub others: Vec<FromElsewhere>,
+}
+
+/// An event that another process has stored or passed on. That process has checked it.
+#[derive(Clone, Debug)]
+pub struct FromElsewhere {
+    /// The event.
+    pub event: Event,
+    /// Its canonical JSON.
+    pub json: Bytes,
+}
+
+/// What others did since it was last asked for.
+#[derive(Debug)]
+pub struct News {
+    /// Their events: stored ones in the order of storing, then ephemeral ones.
+    pub events: Vec<FromElsewhere>,
+    /// The stored ones all lie before this point, and every later one at or behind it.
+    pub end: Position,
+    /// There may be more.
+    pub more: bool,
 }
 
 /// What a portion of retention came to.
@@ -317,6 +342,9 @@ pub enum StoreError {
     /// Another process has the data directory, or the operation runs already.
     #[error("{0}")]
     InUse(String),
+    /// The database cannot be reached or does not answer in time; the next try may succeed.
+    #[error("the database cannot be used at present: {0}")]
+    Away(String),
     /// Something on disk is not what it should be.
     #[error("{0}")]
     Damaged(String),
@@ -382,6 +410,36 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// When the index cannot be read.
     fn contains(&self, id: &EventId) -> Result<bool, StoreError>;
+
+    /// As [`Store::contains`], but without waiting for anybody: false also where that cannot be told at once.
+    ///
+    /// # Errors
+    /// As [`Store::contains`].
+    fn contains_at_hand(&self, id: &EventId) -> Result<bool, StoreError> {
+        self.contains(id)
+    }
+
+    /// From now on tells, by calling `wake`, that other processes may have stored or passed on something, which
+    /// [`Store::news`] then gives. Events of others that lie before a batch come with [`Applied::others`], so that every
+    /// event is given once, in the order of storing. To be called once, by the one who writes, after an empty
+    /// [`Store::apply`]. A store that one process has to itself has no news.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn follow(&self, _wake: std::sync::Arc<dyn Fn() + Send + Sync>) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    /// What others did since this, [`Store::apply`] or [`Store::follow`] was last called. Same caller as `apply`.
+    ///
+    /// # Errors
+    /// When the store cannot be read; nothing is lost then, the next call gives it.
+    fn news(&self) -> Result<Option<News>, StoreError> {
+        Ok(None)
+    }
+
+    /// Lets other processes have ephemeral events, as well as that can be done. Same caller as `apply`.
+    fn pass_on(&self, _events: &[Verified<Event>]) {}
 
     /// Begins a query.
     ///

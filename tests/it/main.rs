@@ -40,6 +40,8 @@ mod operation;
 mod operator;
 mod plugin;
 mod policy;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod powercut;
 mod rate;
 mod real_events;

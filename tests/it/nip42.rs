@@ -172,7 +172,10 @@ async fn open_subscriptions_see_more_after_authentication() {
     let wrap = |n| wrapper.draft(1059, NOW + n).tag(["p", &me.hex()]).sign();
     let (mut sender, mut client) = (relay.client().await, relay.client().await);
     client.req("all", &[json!({})]).await;
-    sender.store(&wrap(0)).await;
+    // What was published before the note has passed by when the note arrives.
+    let note = wrapper.note(NOW, "");
+    sender.store_all([&wrap(0), &note]).await;
+    assert_eq!(client.live("all").await["id"], json!(note.id.to_hex()));
     client.prove(&me).await;
     sender.store(&wrap(1)).await;
     assert_eq!(client.live("all").await["id"], json!(wrap(1).id.to_hex()));

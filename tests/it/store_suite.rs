@@ -45,7 +45,8 @@ const CHECKS: [(&str, Check); 19] = [
     ("the last blob of a name is kept", the_last_blob_of_a_name_is_kept),
 ];
 
-fn run_all(make: Make) {
+/// Runs every check on stores that `make` makes, a new and empty one each time.
+pub fn run_all(make: &dyn Fn() -> Arc<dyn Store>) {
     for (name, check) in CHECKS {
         println!("{name}");
         check(make);

@@ -37,9 +37,12 @@ impl Desk<'_> {
         if events.is_empty() {
             return Ok(());
         }
-        let end = self.store.apply(events, self.now)?.end;
+        let applied = self.store.apply(events, self.now)?;
         if let Some(fanout) = self.fanout {
-            let epoch = fanout.begin_batch(Some(end));
+            let epoch = fanout.begin_batch(Some(applied.end));
+            for event in &applied.others {
+                fanout.dispatch_from_elsewhere(epoch, event);
+            }
             for event in events {
                 fanout.dispatch(epoch, event);
             }

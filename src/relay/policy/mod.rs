@@ -117,10 +117,7 @@ impl Policy {
     /// [`PolicyError`]: there is no safe way to go on without.
     pub fn open(config: Arc<Config>, store: Arc<dyn Store>) -> Result<Policy, PolicyError> {
         let mut settings = Settings::new(&config)?;
-        let decided = match store.load_state(decisions::BLOB)? {
-            Some(blob) => Decisions::from_blob(&blob).map_err(PolicyError::Decisions)?,
-            None => Decisions::default(),
-        };
+        let decided = saved(&*store)?;
         let key = match config.members.enabled {
             true => Some(RelayKey::open(&config.members.key_file, &*store)?),
             false => None,
@@ -128,6 +125,18 @@ impl Policy {
         let trust = Arc::new(Trust::new(std::mem::take(&mut settings.trust_roots), &config.trust));
         let (quotas, decided) = (Quotas::new(&config.access), RwLock::new(decided));
         Ok(Policy { config, settings, store, decided, deciding: Mutex::default(), quotas, trust, key })
+    }
+
+    /// Takes over what another relay on the same store has decided. On the writer's thread.
+    pub fn refresh(&self) {
+        let _not_while_deciding = super::lock(&self.deciding);
+        match saved(&*self.store) {
+            Ok(decided) if decided != *self.decided() => {
+                *self.decided.write().unwrap_or_else(PoisonError::into_inner) = decided;
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "what was decided cannot be read; what was known before holds"),
+        }
     }
 
     /// Starts reading the web of trust, if there is one.
@@ -311,9 +320,14 @@ impl Policy {
     /// That of `change`; a text for the admin when it cannot be saved.
     fn decide<T>(&self, change: impl FnOnce(&mut Decisions) -> Result<T, String>) -> Result<T, String> {
         let _one_at_a_time = super::lock(&self.deciding);
-        let mut next = self.decided().clone();
+        // Another relay on the same store may have decided something meanwhile.
+        let before = saved(&*self.store).map_err(|error| {
+            tracing::error!(%error, "what was decided cannot be read");
+            "the decision could not be saved; the relay's log says why".to_owned()
+        })?;
+        let mut next = before.clone();
         let value = change(&mut next)?;
-        if next == *self.decided() {
+        if next == before {
             return Ok(value);
         }
         self.store.save_state(decisions::BLOB, &next.to_blob()).map_err(|error| {
@@ -322,6 +336,14 @@ impl Policy {
         })?;
         *self.decided.write().unwrap_or_else(PoisonError::into_inner) = next;
         Ok(value)
+    }
+}
+
+/// What was decided about a store.
+fn saved(store: &dyn Store) -> Result<Decisions, PolicyError> {
+    match store.load_state(decisions::BLOB)? {
+        Some(blob) => Decisions::from_blob(&blob).map_err(PolicyError::Decisions),
+        None => Ok(Decisions::default()),
     }
 }
 
