@@ -1,15 +1,21 @@
 //! Settings: `sync.toml` read once, checked once, then plain data.
 //!
 //! The `sync.toml` at the top of the repository is built in and gives every default, so a user's file names only what
-//! it changes. Nothing here imports the rest of the crate, and nothing is looked up again after the start.
+//! it changes. Nothing here imports the rest of the crate. A running relay goes by [`Live`] settings, of which a reload
+//! replaces what can be changed while it runs.
 
 mod access;
 mod check;
 mod client;
 mod ip_range;
 mod kind_range;
+mod live;
+mod members;
 mod memory;
 mod mirror;
+mod operation;
+mod plugin;
+mod rate;
 mod read;
 mod sync;
 
@@ -19,12 +25,17 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use access::{Access, PowRule};
+pub use access::{Access, PowRule, Writers};
 pub use client::Client;
-pub use ip_range::{IpRange, IpRangeError};
+pub use ip_range::{IpRange, IpRangeError, subscriber_line};
 pub use kind_range::{KindRange, KindRangeError};
+pub use live::{Live, Reloaded, reload};
+pub use members::{Members, Trust};
 pub use memory::Memory;
 pub use mirror::{Direction, Mirror};
+pub use operation::Operation;
+pub use plugin::{OnFailure, Plugin};
+pub use rate::Rate;
 pub use read::{ConfigError, Origin};
 pub use sync::Sync;
 
@@ -54,8 +65,18 @@ pub struct Config {
     pub info: Info,
     /// What one client may cost.
     pub limits: Limits,
+    /// What one client may ask for a second.
+    pub rate: Rate,
+    /// What whoever looks after the relay gets to see.
+    pub operation: Operation,
     /// Who may read and write.
     pub access: Access,
+    /// Invitations and members.
+    pub members: Members,
+    /// The web of trust.
+    pub trust: Trust,
+    /// A program that judges events.
+    pub plugin: Plugin,
     /// The memory budget.
     pub memory: Memory,
     /// How the store works.
@@ -131,6 +152,8 @@ pub struct Limits {
     pub stop_timeout_ms: u64,
     /// Bytes of one WebSocket message (NIP-11 `max_message_length`).
     pub frame_bytes_max: usize,
+    /// Whether messages are compressed for clients that can (RFC 7692).
+    pub compress_messages: bool,
     /// Tags of one event (NIP-11 `max_event_tags`).
     pub event_tags_max: usize,
     /// Characters in the content of one event (NIP-11 `max_content_length`).

@@ -3,7 +3,9 @@
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{Layer, fmt};
+use tracing_subscriber::{Layer, Registry, fmt, reload};
+
+use std::sync::OnceLock;
 
 use crate::config::{Config, LogFormat};
 use crate::error::Error;
@@ -13,19 +15,41 @@ use crate::error::Error;
 /// # Errors
 /// [`Error::Usage`] or [`Error::Config`] for a level that is none.
 pub fn start(config: &Config) -> Result<(), Error> {
-    let from_env = std::env::var("SLEDGE_LOG").ok().filter(|level| !level.is_empty());
-    let targets = match from_env {
-        Some(level) => parse_level(&level).map_err(|problem| Error::Usage(format!("SLEDGE_LOG: {problem}")))?,
-        None => parse_level(&config.log.level).map_err(|problem| config.refuse("log.level", problem))?,
-    };
+    let (targets, level) = reload::Layer::new(targets(config)?);
     let lines = fmt::layer().with_writer(std::io::stderr);
     let lines = match config.log.format {
         LogFormat::Text => lines.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).boxed(),
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
     };
     // A second start in one process (a test, or a program that embeds this crate) keeps the first.
-    let _ = tracing_subscriber::registry().with(lines.with_filter(targets)).try_init();
+    if tracing_subscriber::registry().with(lines.with_filter(targets)).try_init().is_ok() {
+        let _ = LEVEL.set(level);
+    }
     Ok(())
+}
+
+/// The level in force, to be changed by a reload.
+static LEVEL: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
+
+/// Puts the level of other settings in force.
+///
+/// # Errors
+/// As [`start`]; the old level stays then.
+pub fn change_level(config: &Config) -> Result<(), Error> {
+    let targets = targets(config)?;
+    if let Some(level) = LEVEL.get() {
+        // It fails only where logging has ended, at the end of the process.
+        let _ = level.reload(targets);
+    }
+    Ok(())
+}
+
+fn targets(config: &Config) -> Result<Targets, Error> {
+    let from_env = std::env::var("SLEDGE_LOG").ok().filter(|level| !level.is_empty());
+    match from_env {
+        Some(level) => parse_level(&level).map_err(|problem| Error::Usage(format!("SLEDGE_LOG: {problem}"))),
+        None => Ok(parse_level(&config.log.level).map_err(|problem| config.refuse("log.level", problem))?),
+    }
 }
 
 /// Reads `info` or `info,sledge=debug`. Stricter than tracing, which takes a misspelt level for a module's name and

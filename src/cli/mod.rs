@@ -11,16 +11,22 @@ mod filter;
 mod interrupt;
 mod key;
 mod logging;
+mod operate;
 mod progress;
 mod remote;
 mod store;
+mod systemd;
+mod takeover;
 #[cfg(test)]
 mod testing;
 
+pub mod admin;
 pub mod backup;
+pub mod client;
 pub mod compact;
 pub mod count;
 pub mod delete;
+pub mod explain;
 pub mod export;
 pub mod import;
 pub mod query;
@@ -30,6 +36,7 @@ pub mod serve;
 pub mod status;
 pub mod sync;
 pub mod time;
+pub mod top;
 pub mod verify;
 
 use std::io::Write;
@@ -43,6 +50,7 @@ use clap::{Parser, Subcommand};
 use crate::config::Config;
 use crate::error::Error;
 use crate::protocol::nip19;
+use crate::relay::policy::settings::Settings;
 use crate::store::quota::Rules;
 
 /// A Nostr relay in one binary: serves, imports, exports and queries events.
@@ -88,6 +96,17 @@ pub enum Command {
     Verify(verify::VerifyArgs),
     Repair(repair::RepairArgs),
     Status(status::StatusArgs),
+    /// Chats on all your devices
+    Chat(client::chat::ChatArgs),
+    /// Settings on all your devices
+    Settings(client::settings::SettingsArgs),
+    /// Give, rate and follow training data
+    Training(client::training::TrainingArgs),
+    /// See and send what waits for relays
+    Outbox(client::outbox::OutboxArgs),
+    Admin(admin::AdminArgs),
+    Top(top::TopArgs),
+    Explain(explain::ExplainArgs),
     /// Make or show keys
     #[command(subcommand)]
     Key(key::KeyCommand),
@@ -118,14 +137,14 @@ pub fn run(cli: Cli) -> Result<ExitCode, Error> {
         Command::Config(command) if command.shows_defaults() => return config::print_defaults(out),
         command => command,
     };
-    let config = load_config(cli.config.as_deref(), cli.store)?;
+    let config = load_config(cli.config.as_deref(), cli.store.clone())?;
     logging::start(&config)?;
     if command.uses_many_threads() {
         arenas::limit(&config);
     }
     match command {
         Command::Config(command) => config::run(command, &config, out),
-        Command::Serve(args) => serve::run(&args, config),
+        Command::Serve(args) => serve::run(&args, config, cli.config, cli.store),
         Command::Import(args) => import::run(&args, &Arc::new(config), out),
         Command::Export(args) => export::run(&args, &config, out),
         Command::Compact(_) => compact::run(&config, out),
@@ -138,6 +157,13 @@ pub fn run(cli: Cli) -> Result<ExitCode, Error> {
         Command::Verify(_) => verify::run(&config, out),
         Command::Repair(args) => repair::run(&args, &config, out),
         Command::Status(args) => status::run(&args, &config, out),
+        Command::Chat(args) => client::chat::run(&args, &config, out),
+        Command::Settings(args) => client::settings::run(&args, &config, out),
+        Command::Training(args) => client::training::run(&args, &config, out),
+        Command::Outbox(args) => client::outbox::run(&args, &config, out),
+        Command::Admin(args) => admin::run(args, config, out),
+        Command::Top(args) => top::run(&args, &config, out),
+        Command::Explain(args) => explain::run(&args, &config, out),
         Command::Key(_) | Command::Completions(_) => unreachable!("run before the settings were read"),
     }
 }
@@ -150,8 +176,14 @@ fn load_config(file: Option<&std::path::Path>, store: Option<String>) -> Result<
             .map_err(|error| config.refuse("info.pubkey", error.to_string()))?;
         config.info.pubkey = faster_hex::hex_string(&key);
     }
+    for at in 0..config.rate.exempt_keys.len() {
+        let key = nip19::parse_pubkey(&config.rate.exempt_keys[at])
+            .map_err(|error| config.refuse("rate.exempt_keys", error.to_string()))?;
+        config.rate.exempt_keys[at] = faster_hex::hex_string(&key);
+    }
     Rules::new(&config.retention)
         .map_err(|(key, error)| config.refuse("retention.keep", format!("`{key}`: {error}")))?;
+    Settings::new(&config).map_err(|wrong| config.refuse(wrong.setting, wrong.to_string()))?;
     if let Some(store) = store {
         config.store = store;
     }

@@ -1,7 +1,7 @@
 //! `sledge serve`.
 
 use std::io::{ErrorKind, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -11,7 +11,9 @@ use clap::Args;
 use rustix::process::{Resource, getrlimit, setrlimit};
 
 use super::interrupt::Interrupt;
-use super::{store, sync};
+use super::operate::{Operation, Reread};
+use super::systemd::{self, Manager};
+use super::{store, sync, takeover};
 use crate::client::clock::World;
 use crate::client::link::LinkOptions;
 use crate::client::mirrors::{Mirror, Mirrors};
@@ -27,15 +29,22 @@ use crate::store::embedded::EmbeddedStore;
 ///
 /// Runs the relay: WebSocket, relay information (NIP-11) and a landing page on one port. Creates the data directory
 /// when there is none. SIGINT or SIGTERM ends it after what was accepted is answered and stored; a second signal ends
-/// it at once, which loses nothing that was answered either.
+/// it at once, which loses nothing that was answered either. SIGHUP, or a change of the settings file, has the settings read
+/// again; what needs a restart is named in the log.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   sledge serve
-  sledge --store /var/lib/sledge serve --listen 0.0.0.0:7777")]
+  sledge --store /var/lib/sledge serve --listen 0.0.0.0:7777
+  sledge serve --take-over")]
 pub struct ServeArgs {
     /// Address and port [default: `listen` in the settings, else 127.0.0.1:7777]
     #[arg(long, value_name = "ADDR:PORT")]
     pub listen: Option<SocketAddr>,
+
+    /// Take the place of a relay that runs on the same store: it passes its socket on and ends, and no connection is
+    /// refused meanwhile. For upgrades
+    #[arg(long)]
+    pub take_over: bool,
 }
 
 /// Threads that run connections. They wait for sockets only; more cores than this serve queries and the writer.
@@ -45,14 +54,25 @@ const WORKERS_MAX: usize = 8;
 const OTHER_FILES: u64 = 512;
 
 /// Runs the relay to its end.
-pub fn run(args: &ServeArgs, mut config: Config) -> Result<ExitCode, Error> {
+pub fn run(
+    args: &ServeArgs,
+    mut config: Config,
+    file: Option<PathBuf>,
+    store: Option<String>,
+) -> Result<ExitCode, Error> {
     if let Some(listen) = args.listen {
         config.listen = listen;
     }
     let mirrors = mirrors(&config)?;
     let config = Arc::new(config);
-    raise_open_files(config.limits.connections_max as u64 + OTHER_FILES);
-    let opened = store::open_or_create(&config)?;
+    let reread = Reread { file, store, listen: args.listen };
+    let passed = systemd::passed_listener();
+    raise_open_files(&config);
+    let (opened, taken) = match args.take_over {
+        true => takeover::open(&config)?,
+        false => (store::open_or_create(&config)?, None),
+    };
+    let listener = listener_for(&config, passed, taken);
     log_opening(&opened);
     warn_of_unknown_name(&config);
     let interrupt = Interrupt::watch()?;
@@ -62,19 +82,34 @@ pub fn run(args: &ServeArgs, mut config: Config) -> Result<ExitCode, Error> {
         .enable_all()
         .build()
         .map_err(|error| Error::Failed(format!("cannot start the relay's threads: {error}")))?;
-    let served = runtime.block_on(serve(&config, &opened, mirrors, interrupt));
+    let served = runtime.block_on(async {
+        let operation = Operation::watch(interrupt, Manager::from_env(), reread)?;
+        serve(&config, &opened, listener, mirrors, operation).await
+    });
     runtime.shutdown_timeout(Duration::from_secs(1));
     served.map(|()| ExitCode::SUCCESS)
+}
+
+/// The socket to listen on, where there is one already: what the service manager passes is what the operator wants; that
+/// of the relay before this one only if the settings still name its address. None: make one.
+fn listener_for(config: &Config, passed: Option<TcpListener>, taken: Option<TcpListener>) -> Option<TcpListener> {
+    let is_wanted =
+        |taken: &TcpListener| config.listen.port() == 0 || taken.local_addr().is_ok_and(|addr| addr == config.listen);
+    passed.or(taken.filter(is_wanted))
 }
 
 async fn serve(
     config: &Arc<Config>,
     opened: &Arc<EmbeddedStore>,
+    listener: Option<TcpListener>,
     mirrors: Vec<Mirror>,
-    mut interrupt: Interrupt,
+    mut operation: Operation,
 ) -> Result<(), Error> {
     let store: Arc<dyn Store> = opened.clone();
-    let server = Server::start(Arc::clone(config), store, Clock::system()).await;
+    let server = match listener {
+        Some(listener) => Server::start_on(listener, Arc::clone(config), store, Clock::system()),
+        None => Server::start(Arc::clone(config), store, Clock::system()).await,
+    };
     let mut server = server.map_err(|error| cannot_listen(config.listen, &error))?;
     if let Err(error) = server.listen_for_commands(&opened.path()) {
         tracing::warn!(%error, "no control socket: `sledge compact` and `sledge status` will not reach this relay");
@@ -83,11 +118,13 @@ async fn serve(
     if let Err(error) = opened.describe_owner(&owner) {
         tracing::warn!(%error, "other commands will not find this relay");
     }
-    server.reach_out_by(Arc::new(sync::ByRelay { relay: server.relay().clone(), config: config.clone() }));
+    server.reach_out_by(Arc::new(sync::ByRelay { relay: server.relay().clone() }));
     let options = LinkOptions::from(&config.client);
     let mirrors = Mirrors::start(server.relay(), mirrors, options, &World::system());
+    let metrics = server.serve_metrics().await;
+    metrics.map_err(|error| Error::Failed(format!("cannot serve metrics (operation.metrics_listen): {error}")))?;
     announce(server.addr());
-    interrupt.wait().await;
+    operation.run(&server).await;
     mirrors.stop().await;
     tracing::info!("stopping; a second signal stops at once");
     let started = Instant::now();
@@ -156,7 +193,11 @@ fn log_opening(opened: &EmbeddedStore) {
 }
 
 /// Raises the soft limit on open files as far as needed and allowed; says so where connections will be refused.
-fn raise_open_files(needed: u64) {
+pub fn raise_open_files(config: &Config) {
+    raise_open_files_to(config.limits.connections_max as u64 + OTHER_FILES);
+}
+
+fn raise_open_files_to(needed: u64) {
     let mut limit = getrlimit(Resource::Nofile);
     let Some(current) = limit.current.filter(|current| *current < needed) else { return };
     let raised = limit.maximum.map_or(needed, |maximum| needed.min(maximum));
@@ -193,10 +234,10 @@ mod tests {
     #[test]
     fn the_limit_on_open_files_only_rises() {
         let before = getrlimit(Resource::Nofile);
-        raise_open_files(1);
+        raise_open_files_to(1);
         assert_eq!(getrlimit(Resource::Nofile).current, before.current);
         let needed = before.current.unwrap_or(1_024) + 1;
-        raise_open_files(needed);
+        raise_open_files_to(needed);
         let reached = before.maximum.map_or(needed, |maximum| needed.min(maximum));
         assert_eq!(getrlimit(Resource::Nofile).current, before.current.map(|_| reached));
     }

@@ -115,8 +115,14 @@ impl Served {
             ("store", self.path.clone()),
             ("in use by", format!("the relay on {}", self.relay)),
             ("up for", duration(self.status.uptime_secs)),
+            (
+                "takes writes",
+                self.status.problem.as_deref().map_or("yes".to_owned(), |problem| format!("NO: {problem}")),
+            ),
             ("connections", number(self.status.connections as u64)),
             ("subscriptions", number(self.status.subscriptions as u64)),
+            ("shut out", format!("{} addresses", number(self.status.banned as u64))),
+            ("queries", format!("{} since the start", number(self.status.queries.finished))),
         ];
         rows.extend(store_rows(&self.status.stats));
         table(&rows)
@@ -124,7 +130,7 @@ impl Served {
 }
 
 /// Seconds as people say them, in the two largest units.
-fn duration(secs: u64) -> String {
+pub fn duration(secs: u64) -> String {
     let (minutes, hours, days) = (secs / 60, secs / 3_600, secs / 86_400);
     match secs {
         0..60 => format!("{secs} s"),

@@ -227,8 +227,6 @@ fn summary(moved: &Moved) -> String {
 pub struct ByRelay {
     /// The relay.
     pub relay: Arc<Relay>,
-    /// Its settings.
-    pub config: Arc<Config>,
 }
 
 impl Equals for ByRelay {
@@ -237,7 +235,7 @@ impl Equals for ByRelay {
         asked: SyncRequest,
         told: watch::Sender<Moved>,
     ) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send>> {
-        let (relay, config) = (self.relay.clone(), self.config.clone());
+        let (relay, config) = (self.relay.clone(), self.relay.config());
         Box::pin(async move {
             let mirror = mirror(&asked, &config)?;
             make_equal(relay, mirror, LinkOptions::from(&config.client), told).await

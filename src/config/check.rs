@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 
 use super::memory::BUDGET_MB_MIN;
-use super::{Config, ConfigError};
+use super::{Config, ConfigError, access, members, plugin};
 
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
@@ -15,7 +15,7 @@ const HUNDRED_YEARS_SECS: u64 = 36_525 * DAY_SECS;
 
 /// Checks each number against its range, then numbers against each other.
 pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
-    for (key, value, range) in all_ranges(config) {
+    for (key, value, range) in ranges(config) {
         if !range.contains(&value) {
             let (low, high) = (range.start(), range.end());
             return Err(config.refuse(key, format!("must be from {low} to {high}, not {value}")));
@@ -31,13 +31,29 @@ pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
     super::access::check(config)?;
     super::client::check(config)?;
     check_relations(config)?;
+    if let Err(error) = config.operation.metrics_addr() {
+        return Err(config.refuse("operation.metrics_listen", format!("{error}; an address and a port, or \"\"")));
+    }
     check_service_url(config)
 }
 
-type Range = (&'static str, u64, RangeInclusive<u64>);
+/// A number of the settings: its key, its value, and what it may be.
+pub(super) type Range = (&'static str, u64, RangeInclusive<u64>);
 
-fn all_ranges(config: &Config) -> Vec<Range> {
-    let lists = [limit_ranges, storage_ranges, retention_ranges, access_ranges, sync_ranges, client_ranges];
+/// The range of every number.
+fn ranges(config: &Config) -> Vec<Range> {
+    let lists = [
+        limit_ranges,
+        rate_ranges,
+        operation_ranges,
+        access::ranges,
+        members::ranges,
+        plugin::ranges,
+        sync_ranges,
+        client_ranges,
+        storage_ranges,
+        retention_ranges,
+    ];
     lists.iter().flat_map(|list| list(config)).collect()
 }
 
@@ -85,6 +101,25 @@ fn storage_ranges(config: &Config) -> Vec<Range> {
     ]
 }
 
+fn rate_ranges(config: &Config) -> Vec<Range> {
+    let r = &config.rate;
+    let mut ranges = vec![("rate.ban_secs", r.ban_secs, 1..=30 * DAY_SECS)];
+    for (speed_key, speed, burst_key, burst) in [
+        ("rate.events_per_sec", r.events_per_sec, "rate.events_burst", r.events_burst),
+        ("rate.bytes_per_sec", r.bytes_per_sec, "rate.bytes_burst", r.bytes_burst),
+        ("rate.reqs_per_sec", r.reqs_per_sec, "rate.reqs_burst", r.reqs_burst),
+        ("rate.query_ms_per_sec", r.query_ms_per_sec, "rate.query_ms_burst", r.query_ms_burst),
+        ("rate.garbage_per_sec", r.garbage_per_sec, "rate.garbage_burst", r.garbage_burst),
+    ] {
+        ranges.extend([(speed_key, speed, 0..=MIB * KIB), (burst_key, burst, 1..=MIB * KIB)]);
+    }
+    ranges
+}
+
+fn operation_ranges(config: &Config) -> Vec<Range> {
+    vec![("operation.slow_query_ms", config.operation.slow_query_ms, 0..=3_600_000)]
+}
+
 fn retention_ranges(config: &Config) -> Vec<Range> {
     let r = &config.retention;
     vec![
@@ -103,10 +138,6 @@ fn sync_ranges(config: &Config) -> Vec<Range> {
         // The smallest message of the protocol, in hex.
         ("sync.message_bytes_max", s.message_bytes_max as u64, 8 * KIB..=8 * MIB),
     ]
-}
-
-fn access_ranges(config: &Config) -> Vec<Range> {
-    vec![("access.pow_min", config.access.pow_min.into(), 0..=super::access::POW_BITS_MAX.into())]
 }
 
 fn client_ranges(config: &Config) -> Vec<Range> {
@@ -309,6 +340,6 @@ mod tests {
             let value = line.split_once(" = ").map(|(_, value)| value);
             value.is_some_and(|value| value.parse::<u64>().is_ok())
         });
-        assert_eq!(numbers.count(), all_ranges(&config).len());
+        assert_eq!(numbers.count(), ranges(&config).len());
     }
 }

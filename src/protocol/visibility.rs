@@ -113,6 +113,11 @@ impl Visibility {
         self.0.as_ref().is_none_or(|reader| !reader.private.covers(event) || is_involved(&reader.keys, event))
     }
 
+    /// Whether the reader may see a private event for this audience.
+    pub fn is_among(&self, audience: &Audience) -> bool {
+        self.0.as_ref().is_none_or(|reader| reader.keys.iter().any(|key| audience.has(key)))
+    }
+
     /// Whether the reader may see this event, which matches, as an answer to this filter. Versions of settings are for
     /// those who ask for them, former ones for their author by id; see [`slot`].
     pub fn answers(&self, filter: &Filter, event: &impl Fields, is_former: impl FnOnce() -> bool) -> bool {
@@ -122,11 +127,6 @@ impl Visibility {
                 && (!is_former() || (filter.ids.is_some() && reader.keys.contains(event.pubkey())))
         };
         self.allows(event) && (!slot::is_version(event) || is_in_order())
-    }
-
-    /// Whether the reader may see a private event for this audience.
-    pub fn is_among(&self, audience: &Audience) -> bool {
-        self.0.as_ref().is_none_or(|reader| reader.keys.iter().any(|key| audience.has(key)))
     }
 }
 

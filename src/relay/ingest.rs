@@ -6,7 +6,8 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::config::Config;
+use super::policy::{self, Policy};
+use crate::config::Live;
 use crate::protocol::supersede::{is_expired, vanish_applies};
 use crate::protocol::verify::{Hashed, Invalid};
 use crate::protocol::{Event, Kind, PublicKey, Tags, Verified, pow};
@@ -139,6 +140,9 @@ pub enum Rejection {
     /// The store takes more than its quota, and nothing may be evicted.
     #[error("error: the relay's disk quota is used up")]
     QuotaUsedUp,
+    /// Against the rules about who may write.
+    #[error(transparent)]
+    Policy(#[from] policy::Refusal),
     /// The store could not be asked.
     #[error("error: the store cannot be read")]
     StoreUnreadable,
@@ -153,14 +157,15 @@ impl Rejection {
 
 /// The stages, with the limits they go by.
 pub struct Ingest {
-    config: Arc<Config>,
+    config: Live,
     store: Arc<dyn Store>,
+    policy: Arc<Policy>,
 }
 
 impl Ingest {
-    /// Stages that go by `config` and know what `store` holds.
-    pub fn new(config: Arc<Config>, store: Arc<dyn Store>) -> Self {
-        Ingest { config, store }
+    /// Stages that go by `config`, know what `store` holds, and ask `policy` who may write.
+    pub fn new(config: impl Into<Live>, store: Arc<dyn Store>, policy: Arc<Policy>) -> Self {
+        Ingest { config: config.into(), store, policy }
     }
 
     /// Takes an event through all stages; costs one signature check (25 µs) when it is good and new. `now` is in
@@ -183,6 +188,7 @@ impl Ingest {
                 return Err(Rejection::QuotaUsedUp);
             }
         }
+        self.policy.check(&event, sender, now)?;
         self.check_policy(&event, sender, now)?;
         let hashed = Hashed::check(event)?;
         if !hashed.event().kind.is_ephemeral() && self.is_stored(hashed.event())? {
@@ -190,12 +196,16 @@ impl Ingest {
         }
         let verified = hashed.verify()?;
         let bytes = verified.canonical().json.len();
-        let bytes_max = self.config.limits.frame_bytes_max;
-        if bytes > bytes_max { Err(Rejection::TooLarge { bytes, bytes_max }) } else { Ok(verified) }
+        let bytes_max = self.config.load().limits.frame_bytes_max;
+        if bytes > bytes_max {
+            return Err(Rejection::TooLarge { bytes, bytes_max });
+        }
+        self.policy.count(&verified, bytes, sender, now);
+        Ok(verified)
     }
 
     fn check_limits(&self, event: &Event) -> Result<(), Rejection> {
-        let limits = &self.config.limits;
+        let limits = &self.config.load().limits;
         if event.tags.len() > limits.event_tags_max {
             return Err(Rejection::TooManyTags { tags: event.tags.len(), tags_max: limits.event_tags_max });
         }
@@ -209,13 +219,13 @@ impl Ingest {
 
     fn check_ahead(&self, created_at: u64, now: u64) -> Result<(), Rejection> {
         let ahead_secs = created_at.saturating_sub(now);
-        let secs_max = self.config.limits.created_at_ahead_secs_max;
+        let secs_max = self.config.load().limits.created_at_ahead_secs_max;
         if ahead_secs > secs_max { Err(Rejection::TooFarAhead { ahead_secs, secs_max }) } else { Ok(()) }
     }
 
     fn check_behind(&self, created_at: u64, now: u64) -> Result<(), Rejection> {
         let behind_secs = now.saturating_sub(created_at);
-        let secs_max = self.config.limits.created_at_behind_secs_max;
+        let secs_max = self.config.load().limits.created_at_behind_secs_max;
         if secs_max > 0 && behind_secs > secs_max {
             return Err(Rejection::TooFarBehind { behind_secs, secs_max });
         }
@@ -224,7 +234,7 @@ impl Ingest {
 
     /// What every client must have done. Requests to vanish are followed whoever sends them (NIP-62).
     fn check_access(&self, event: &Event, sender: &Sender) -> Result<(), Rejection> {
-        let access = &self.config.access;
+        let access = &self.config.load().access;
         if event.kind == Kind::VANISH {
             return Ok(());
         }
@@ -250,7 +260,7 @@ impl Ingest {
         if matches!(event.kind, Kind::REPOST | Kind::GENERIC_REPOST) && embeds_protected(&event.content) {
             return Err(Rejection::RepostOfProtected);
         }
-        if event.kind == Kind::VANISH && !vanish_applies(event, &self.config.service_url) {
+        if event.kind == Kind::VANISH && !vanish_applies(event, &self.config.load().service_url) {
             return Err(Rejection::VanishElsewhere);
         }
         if !event.kind.is_ephemeral() && !self.store.keeps(event, now) {
@@ -260,7 +270,7 @@ impl Ingest {
     }
 
     fn is_stored(&self, event: &Event) -> Result<bool, Rejection> {
-        self.store.contains(&event.id).map_err(|error| {
+        self.store.contains_at_hand(&event.id).map_err(|error| {
             tracing::error!(%error, "the store cannot tell whether it has an event");
             Rejection::StoreUnreadable
         })
@@ -297,6 +307,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
+    use crate::config::Config;
     use crate::protocol::testing::{Author, NOW};
     use crate::store::memory::MemoryStore;
 
@@ -305,7 +316,13 @@ mod tests {
         config.limits.event_tags_max = 3;
         config.limits.content_chars_max = 5;
         config.limits.created_at_behind_secs_max = 1_000;
-        Ingest::new(Arc::new(config), Arc::new(MemoryStore::new()))
+        ingest_of(config, &MemoryStore::new())
+    }
+
+    fn ingest_of(config: Config, store: &MemoryStore) -> Ingest {
+        let (config, store): (_, Arc<dyn Store>) = (Arc::new(config), Arc::new(store.clone()));
+        let policy = Policy::open(config.clone(), store.clone()).unwrap();
+        Ingest::new(config, store, Arc::new(policy))
     }
 
     fn client() -> Sender {
@@ -364,7 +381,7 @@ mod tests {
     fn t33_t38_policy() {
         let mut config = Config::default();
         config.limits.content_chars_max = 10_000;
-        let ingest = Ingest::new(Arc::new(config), Arc::new(MemoryStore::new()));
+        let ingest = ingest_of(config, &MemoryStore::new());
         let author = Author::new(1);
         let none: &[Vec<&str>] = &[];
         let verdict = |event| ingest.check(event, &client(), NOW).map(drop);
@@ -414,7 +431,7 @@ mod tests {
     fn id_then_stored_then_signature() {
         let author = Author::new(1);
         let store = MemoryStore::new();
-        let ingest = Ingest::new(Arc::new(Config::default()), Arc::new(store.clone()));
+        let ingest = ingest_of(Config::default(), &store);
         let verdict = |event| ingest.check(event, &client(), NOW).map(drop);
         let none: &[Vec<&str>] = &[];
         let mut event = author.event(1, NOW, none, "hi");

@@ -202,6 +202,7 @@ impl Negotiation {
         let started = Instant::now();
         let worked = self.work(store, started + slice);
         self.worked += started.elapsed();
+        self.outbox.add_query_time(started.elapsed());
         let refused = match worked {
             _ if self.abandoned.load(Ordering::Relaxed) => Refused::Abandoned,
             Ok(Step::More) if self.worked < time_max => return Some(self),

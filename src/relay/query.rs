@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use super::lock;
 use super::negotiation::Negotiation;
 use super::outbox::{Outbox, Outgoing, Serial};
+use super::querylog::{Finished, QueryFigures, QueryLog};
 use crate::config::Limits;
 use crate::protocol::event::author_in;
 use crate::protocol::hll::Hll;
@@ -67,6 +68,10 @@ pub struct Job {
     task: Task,
     stage: Stage,
     worked: Duration,
+    /// For the log, if the query turns out to be slow.
+    asked: Box<[Filter]>,
+    asked_at: u64,
+    rows: u64,
 }
 
 enum Task {
@@ -118,7 +123,15 @@ impl Job {
     }
 
     fn new(outbox: &Arc<Outbox>, serial: Serial, task: Task, query: Query) -> Job {
-        Job { serial, outbox: outbox.clone(), task, stage: Stage::New(query), worked: Duration::ZERO }
+        let asked = query.wanted.iter().map(|wanted| wanted.filter.clone()).collect();
+        let asked_at = query.now;
+        let outbox = outbox.clone();
+        Job { serial, outbox, task, stage: Stage::New(query), worked: Duration::ZERO, asked, asked_at, rows: 0 }
+    }
+
+    /// The subscription or count that asked.
+    pub fn serial(&self) -> Serial {
+        self.serial
     }
 
     fn asks_nothing(&self) -> bool {
@@ -146,8 +159,21 @@ impl Job {
                 progress
             }
         };
-        self.worked += started.elapsed();
+        let worked = started.elapsed();
+        self.worked += worked;
+        self.outbox.add_query_time(worked);
+        self.rows += rows.len() as u64;
         Ok((rows, progress))
+    }
+
+    /// The query as the log wants it, at its end.
+    fn finished(&self, progress: Progress) -> Finished<'_> {
+        let rows = match self.task {
+            Task::Count { so_far, .. } => so_far,
+            Task::Rows { .. } => self.rows,
+        };
+        let closed = progress == Progress::Paused;
+        Finished { filters: &self.asked, asked_at: self.asked_at, worked: self.worked, rows, closed }
     }
 
     /// What the client is told when the query has come to an end, or must.
@@ -206,6 +232,7 @@ struct Shared {
     store: Arc<dyn Store>,
     slice: Duration,
     time_max: Duration,
+    log: QueryLog,
     queue: Mutex<RunQueue>,
     changed: Condvar,
 }
@@ -243,7 +270,8 @@ impl Queries {
     /// When the system refuses a thread.
     pub fn start(store: Arc<dyn Store>, limits: &Limits, threads: usize) -> std::io::Result<Queries> {
         let (slice, time_max) = (limits.query_slice(), limits.query_time_max());
-        let shared = Shared { store, slice, time_max, queue: Mutex::default(), changed: Condvar::new() };
+        let log = QueryLog::default();
+        let shared = Shared { store, slice, time_max, log, queue: Mutex::default(), changed: Condvar::new() };
         let queries = Queries { shared: Arc::new(shared), threads: Mutex::default() };
         for number in 0..threads {
             let shared = queries.shared.clone();
@@ -269,6 +297,19 @@ impl Queries {
     /// Has the next message of a reconciliation answered; the answer goes to its connection.
     pub fn negotiate(&self, negotiation: Box<Negotiation>) {
         self.shared.enqueue(|queue| queue.new.push_back(Work::Negotiation(negotiation)));
+    }
+
+    /// From now on queries that run for longer are logged.
+    pub fn log_from(&self, slow: Option<Duration>) {
+        self.shared.log.log_from(slow);
+    }
+
+    /// What queries have cost.
+    pub fn figures(&self) -> QueryFigures {
+        let queue = lock(&self.shared.queue);
+        let waiting = queue.new.len() + queue.resumed.len();
+        drop(queue);
+        self.shared.log.figures(waiting)
     }
 
     /// Drops what waits and ends the threads, each after its current slice.
@@ -357,7 +398,12 @@ impl Shared {
             return self.enqueue(|queue| queue.resumed.push_back(Work::Query(job)));
         }
         let (outbox, serial) = (job.outbox.clone(), job.serial);
-        let end = if goes_on { PageEnd::More(job) } else { job.end(progress) };
+        let end = if goes_on {
+            PageEnd::More(job)
+        } else {
+            self.log.note(&job.finished(progress), &*self.store);
+            job.end(progress)
+        };
         send(&outbox, serial, rows, end);
     }
 }
@@ -522,6 +568,14 @@ mod tests {
 
         fn scan(&self, _query: Query) -> Result<Box<dyn Scan>, StoreError> {
             Ok(Box::new(Stuck { panics: self.panics }))
+        }
+
+        fn load_state(&self, _name: &str) -> Result<Option<bytes::Bytes>, StoreError> {
+            Ok(None)
+        }
+
+        fn save_state(&self, _name: &str, _bytes: &[u8]) -> Result<(), StoreError> {
+            Err(StoreError::DiskFull)
         }
 
         fn stats(&self) -> StoreStats {

@@ -192,7 +192,8 @@ impl Side {
         let (good, refused) = checked?;
         let mut left = good.len();
         for event in good {
-            let mut slot = Some(Box::new(Submission { event, reply: self.outbox.clone() }));
+            let mut slot =
+                Some(Box::new(Submission { event, reply: self.outbox.clone(), sender: self.sender.clone() }));
             poll_fn(|cx| self.relay.poll_submit(cx, &mut slot)).await;
         }
         let mut taken = TakenIn { stored: 0, refused };

@@ -13,15 +13,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 
-use super::Shared;
+use super::{Shared, admin, handover};
 use crate::config::Direction;
+use crate::protocol::Filter;
+use crate::relay::counters::Figures;
+use crate::relay::explain::Measured;
+use crate::relay::policy::admin::Call;
+use crate::relay::policy::methods::Caller;
+use crate::relay::querylog::QueryFigures;
 use crate::relay::side::Moved;
 use crate::store::StoreStats;
 use crate::store::compact::CompactReport;
@@ -32,7 +39,7 @@ pub const FILE: &str = "control.sock";
 /// Connections at a time; more are closed at once.
 const PEERS_MAX: usize = 8;
 /// Bytes of a request line.
-const REQUEST_BYTES_MAX: u64 = 64 * 1024;
+const REQUEST_BYTES_MAX: u64 = 512 * 1024;
 /// From connecting to a complete request line, and for taking one line of an answer.
 const PEER_TIME_MAX: Duration = Duration::from_secs(5);
 /// Time between two lines of progress, which are also the sign of life.
@@ -48,6 +55,20 @@ pub enum Request {
     Compact,
     /// Figures about relay and store.
     Status,
+    /// A call of the management API (NIP-86), by the operator.
+    Manage {
+        /// The method.
+        method: String,
+        /// Its parameters.
+        params: Vec<Value>,
+    },
+    /// Run these filters and tell their plans and costs.
+    Explain {
+        /// Each the JSON of a filter.
+        filters: Vec<String>,
+    },
+    /// Pass the listening socket on ([`Answer::Listener`]), then stop.
+    HandOver,
     /// The secret by which a WebSocket connection is the operator's: as the `Authorization` header, see [`crate::auth::pass`].
     Pass,
     /// Make this relay and another one equal, once.
@@ -96,6 +117,12 @@ pub enum Answer {
     Status(Box<Status>),
     /// What was moved.
     Moved(Moved),
+    /// What a management call came to.
+    Result(Value),
+    /// Plans and costs, in the order of the filters.
+    Explained(Vec<Measured>),
+    /// The listening socket comes beside this line; see [`super::handover`].
+    Listener,
     /// The secret in text.
     Pass(String),
     /// Why there is no other answer.
@@ -111,9 +138,35 @@ pub struct Status {
     pub connections: usize,
     /// Their open subscriptions.
     pub subscriptions: usize,
+    /// Addresses that are shut out for garbage.
+    #[serde(default)]
+    pub banned: usize,
+    /// Why the store takes no writes; none while it does.
+    #[serde(default)]
+    pub problem: Option<String>,
+    /// What was counted since the start.
+    #[serde(default)]
+    pub figures: Figures,
+    /// What queries cost, and the last slow ones.
+    #[serde(default)]
+    pub queries: QueryFigures,
+    /// What waits, and what room there is.
+    #[serde(default)]
+    pub queues: Queues,
     /// The store's figures.
     #[serde(flatten)]
     pub stats: StoreStats,
+}
+
+/// What waits in a running relay, and what room there is.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Queues {
+    /// Events that wait for the writer.
+    pub writer_events: usize,
+    /// Their bytes.
+    pub writer_bytes: usize,
+    /// Bytes free on the disk that holds the store, where that is known.
+    pub disk_free_bytes: Option<u64>,
 }
 
 /// The listening socket.
@@ -200,7 +253,39 @@ async fn serve(socket: UnixStream, shared: Arc<Shared>) -> io::Result<()> {
             let status = tokio::task::spawn_blocking(move || shared.status()).await.map_err(io::Error::other)?;
             answer(&mut write, &Answer::Status(Box::new(status))).await
         }
+        Request::Manage { method, params } => {
+            manage(&mut write, shared, Call { caller: Caller::Operator, method, params }).await
+        }
+        Request::Explain { filters } => {
+            let explained = tokio::task::spawn_blocking(move || explain(&filters, &shared));
+            answer(&mut write, &explained.await.map_err(io::Error::other)?).await
+        }
+        Request::HandOver => {
+            let line = line_of(&Answer::Listener)?;
+            let socket = write.as_ref();
+            let send = || handover::send(socket, &line, &shared.listener);
+            timeout(PEER_TIME_MAX, socket.async_io(Interest::WRITABLE, send)).await??;
+            shared.handed_over.send_replace(true);
+            Ok(())
+        }
     }
+}
+
+/// Carries out a management call, with signs of life: a ban may have much to remove.
+async fn manage(write: &mut OwnedWriteHalf, shared: Arc<Shared>, call: Call) -> io::Result<()> {
+    let mut work = tokio::spawn(async move { admin::manage(&shared.relay, &shared.open, call).await });
+    let mut every = tokio::time::interval(PROGRESS_EVERY);
+    let last = loop {
+        tokio::select! {
+            result = &mut work => match result.map_err(io::Error::other)? {
+                Some(Ok(result)) => break Answer::Result(result),
+                Some(Err(problem)) => break Answer::Error(problem),
+                None => break Answer::Error("it is stopping".to_owned()),
+            },
+            _ = every.tick() => answer(write, &Answer::Progress { done: 0, total: 0 }).await?,
+        }
+    };
+    answer(write, &last).await
 }
 
 async fn read_request(read: OwnedReadHalf) -> Result<Request, String> {
@@ -260,9 +345,28 @@ async fn sync(write: &mut OwnedWriteHalf, shared: &Shared, asked: SyncRequest) -
     answer(write, &last).await
 }
 
-async fn answer(write: &mut OwnedWriteHalf, answer: &Answer) -> io::Result<()> {
+/// Filters that are run for one request; each may take as long as a query may.
+const EXPLAINED_MAX: usize = 8;
+
+fn explain(filters: &[String], shared: &Shared) -> Answer {
+    let measure = |text: &String| {
+        let filter = Filter::from_json(text).map_err(|error| error.to_string())?;
+        shared.relay.measure(&filter).map_err(|error| error.to_string())
+    };
+    if filters.len() > EXPLAINED_MAX {
+        return Answer::Error(format!("at most {EXPLAINED_MAX} filters at a time"));
+    }
+    filters.iter().map(measure).collect::<Result<_, _>>().map_or_else(Answer::Error, Answer::Explained)
+}
+
+fn line_of(answer: &Answer) -> io::Result<Vec<u8>> {
     let mut line = serde_json::to_vec(answer).map_err(io::Error::other)?;
     line.push(b'\n');
+    Ok(line)
+}
+
+async fn answer(write: &mut OwnedWriteHalf, answer: &Answer) -> io::Result<()> {
+    let line = line_of(answer)?;
     timeout(PEER_TIME_MAX, write.write_all(&line)).await.map_err(io::Error::from)?
 }
 
@@ -327,7 +431,9 @@ mod tests {
     async fn strange_peers_harm_nobody() {
         let dir = tempfile::tempdir().unwrap();
         let server = server(dir.path()).await;
-        for request in [&b"garbage\n"[..], b"{\"command\":\"explode\"}\n", b"\xff\n", &[b'x'; 4 * 1024]] {
+        for request in
+            [&b"garbage\n"[..], b"{\"command\":\"explode\"}\n", b"\xff\n", &[b'x'; REQUEST_BYTES_MAX as usize]]
+        {
             let answer = ask(dir.path(), request).await;
             assert!(matches!(serde_json::from_str(&answer), Ok(Answer::Error(_))), "{answer}");
         }

@@ -3,23 +3,29 @@
 //! One task a connection. Nothing here knows how events are stored.
 
 pub mod about;
+pub mod admin;
 pub mod connection;
 pub mod control;
+pub mod deflate;
 pub mod frames;
+pub mod handover;
 pub mod http;
 pub mod idle;
+mod metrics;
 pub mod negotiations;
+pub mod open;
 pub mod peer;
 pub mod places;
+pub mod rate;
+pub mod reader;
 #[cfg(test)]
 mod tests;
 pub mod wire;
 
-use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::path::Path;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
@@ -27,17 +33,22 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
-use crate::config::Config;
-use crate::relay::outbox::Outbox;
+use crate::config::{self, Config, ConfigError, Reloaded};
 use crate::relay::{Clock, Relay};
 use crate::store::Store;
+use crate::store::dir::free_bytes_at;
 use connection::Connection;
-use control::{Control, Equals, Status};
-use http::Http;
+use control::{Control, Equals, Queues, Status};
+use http::{Client, Http};
+use open::Open;
 use places::Place;
+use rate::{Clients, Meter};
 
 /// Pause after the system refused a connection, usually for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Time for handshakes that are under way when the relay stops.
+const LAST_HANDSHAKES_TIME_MAX: Duration = Duration::from_millis(500);
 
 /// Sent unasked to those for whom there is no place, all or their address's.
 const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
@@ -57,8 +68,14 @@ struct Shared {
     http: Http,
     /// What makes this relay equal with others, once it is there.
     equals: OnceLock<Arc<dyn Equals>>,
-    /// The connections that have shaken hands.
-    open: Mutex<HashMap<u64, Arc<Outbox>>>,
+    clients: Arc<Clients>,
+    /// The data directory, where there is one.
+    dir: OnceLock<PathBuf>,
+    /// To be passed to the process that takes over.
+    listener: std::net::TcpListener,
+    /// Whether it was.
+    handed_over: watch::Sender<bool>,
+    open: Arc<Open>,
 }
 
 impl Server {
@@ -67,15 +84,36 @@ impl Server {
     /// # Errors
     /// When the address cannot be listened on, the store takes no writes, or the system gives no threads.
     pub async fn start(config: Arc<Config>, store: Arc<dyn Store>, clock: Clock) -> io::Result<Server> {
-        let listener = TcpListener::bind(config.listen).await?;
+        let listener = TcpListener::bind(config.listen).await?.into_std()?;
+        Server::start_on(listener, config, store, clock)
+    }
+
+    /// As [`Server::start`], on a socket that listens already: from a service manager, or from the relay before this.
+    ///
+    /// # Errors
+    /// As [`Server::start`].
+    pub fn start_on(
+        listener: std::net::TcpListener,
+        config: Arc<Config>,
+        store: Arc<dyn Store>,
+        clock: Clock,
+    ) -> io::Result<Server> {
+        listener.set_nonblocking(true)?;
         let addr = listener.local_addr()?;
-        let relay = Relay::start(config.clone(), store, clock).map_err(io::Error::other)?;
+        let passed_on = listener.try_clone()?;
+        let listener = TcpListener::from_std(listener)?;
+        let relay = Arc::new(Relay::start(config, store, clock).map_err(io::Error::other)?);
+        let (clients, open) = (Arc::new(Clients::new(Instant::now())), Arc::<Open>::default());
         let shared = Arc::new(Shared {
-            relay: Arc::new(relay),
             started: Instant::now(),
-            http: Http::new(config),
+            http: Http::new(relay.clone(), clients.clone(), open.clone()),
+            relay,
+            dir: OnceLock::new(),
+            listener: passed_on,
+            handed_over: watch::Sender::new(false),
+            clients,
+            open,
             equals: OnceLock::new(),
-            open: Mutex::default(),
         });
         let (stop, stopping) = watch::channel(false);
         let accepting = tokio::spawn(accept(listener, shared.clone(), stopping));
@@ -88,6 +126,7 @@ impl Server {
     /// # Errors
     /// When the socket cannot be made, for example because the directory's path is too long for one.
     pub fn listen_for_commands(&mut self, dir: &Path) -> io::Result<()> {
+        let _ = self.shared.dir.set(dir.to_owned());
         self.control = Some(Control::start(dir, self.shared.clone(), self.stop.subscribe())?);
         Ok(())
     }
@@ -101,6 +140,44 @@ impl Server {
     /// first call counts.
     pub fn reach_out_by(&self, equals: Arc<dyn Equals>) {
         let _ = self.shared.equals.set(equals);
+    }
+
+    /// Serves metrics where the settings say so; the address.
+    ///
+    /// # Errors
+    /// When that cannot be listened on.
+    pub async fn serve_metrics(&self) -> io::Result<Option<SocketAddr>> {
+        let Some(addr) = self.config().operation.metrics_addr().map_err(io::Error::other)? else {
+            return Ok(None);
+        };
+        let listener = metrics::listen(addr).await?;
+        let addr = listener.local_addr()?;
+        tokio::spawn(metrics::serve(listener, self.shared.clone(), self.stop.subscribe()));
+        Ok(Some(addr))
+    }
+
+    /// The settings in force.
+    pub fn config(&self) -> Arc<Config> {
+        self.shared.relay.config()
+    }
+
+    /// Puts in force what of `wanted` can be without a restart.
+    ///
+    /// # Errors
+    /// When that does not go together with what stays; nothing has changed then.
+    pub fn reload(&self, wanted: &Config) -> Result<Reloaded, ConfigError> {
+        let reloaded = config::reload(&self.config(), wanted)?;
+        self.shared.relay.reload(reloaded.config.clone());
+        Ok(reloaded)
+    }
+
+    /// Returns once another process has taken the listening socket over: this one is to stop.
+    pub async fn handed_over(&self) {
+        let mut handed_over = self.shared.handed_over.subscribe();
+        if handed_over.wait_for(|done| *done).await.is_err() {
+            // The sender lives as long as this server.
+            std::future::pending().await
+        }
     }
 
     /// The address that is listened on.
@@ -120,7 +197,7 @@ impl Server {
         let connections_until = Instant::now() + timeout / 2;
         let _ = self.stop.send(true);
         let mut connections = self.accepting.await.map_err(io::Error::other)?;
-        self.shared.stop_connections();
+        self.shared.open.stop_all();
         let ended = async { while connections.join_next().await.is_some() {} };
         if tokio::time::timeout_at(connections_until, ended).await.is_err() {
             tracing::debug!(connections = connections.len(), "connections cut off");
@@ -136,7 +213,6 @@ impl Server {
 }
 
 async fn accept(listener: TcpListener, shared: Arc<Shared>, mut stopping: watch::Receiver<bool>) -> JoinSet<()> {
-    let connections_max = shared.relay.config().limits.connections_max;
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -145,15 +221,19 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, mut stopping: watch:
             _ = stopping.wait_for(|stop| *stop) => return connections,
         };
         match accepted {
-            Ok((socket, peer)) => match shared.http.admit(peer.ip()) {
-                Some(place) if connections.len() < connections_max => {
-                    connections.spawn(serve(socket, place, peer, shared.clone(), stopping.clone()));
+            Ok((socket, peer)) => {
+                let connections_max = shared.relay.config().limits.connections_max;
+                match shared.http.admit(peer.ip(), Instant::now()) {
+                    Some(place) if connections.len() < connections_max => {
+                        connections.spawn(serve(socket, place, peer, shared.clone(), stopping.clone()));
+                    }
+                    _ => {
+                        shared.relay.counters().turned_away.add(1);
+                        tracing::debug!(connections = connections.len(), "a connection was refused for want of places");
+                        let _ = socket.try_write(FULL);
+                    }
                 }
-                _ => {
-                    tracing::debug!(connections = connections.len(), "a connection was refused for want of places");
-                    let _ = socket.try_write(FULL);
-                }
-            },
+            }
             Err(error) => {
                 tracing::warn!(%error, "accepting a connection failed");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -177,54 +257,52 @@ async fn serve(
     let timeout = shared.relay.config().limits.handshake_timeout();
     // The handshake is large and short: its memory goes when it is done.
     let handshake = Box::pin(tokio::time::timeout(timeout, shared.http.serve(socket, peer)));
+    // Who was accepted in the last moment still gets an answer.
+    let last_handshakes = async {
+        let _ = stopping.wait_for(|stop| *stop).await;
+        tokio::time::sleep(LAST_HANDSHAKES_TIME_MAX).await;
+    };
     let shaken = tokio::select! {
         shaken = handshake => shaken.ok().flatten(),
-        _ = stopping.wait_for(|stop| *stop) => None,
+        () = last_handshakes => None,
     };
     let Some(shaken) = shaken else {
         return;
     };
+    shared.relay.counters().connections.add(1);
     let outbox = shared.relay.connect();
-    let _open = shared.enter(&outbox);
+    let _open = shared.open.enter(&outbox, shaken.client.ip);
     if *stopping.borrow() {
         outbox.stop();
     }
     drop(stopping);
+    let meter = shared.meter(&shaken.client);
     let _place = place;
-    let mut connection = Connection::new(shared.relay.clone(), outbox, shaken).await;
+    let mut connection = Connection::new(shared.relay.clone(), outbox, meter, shaken);
     connection.run().await;
 }
 
 impl Shared {
-    fn enter(self: &Arc<Self>, outbox: &Arc<Outbox>) -> Entered {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.insert(outbox.connection, outbox.clone());
-        Entered { connection: outbox.connection, shared: self.clone() }
+    /// The limits on a client.
+    fn meter(&self, client: &Client) -> Meter {
+        let is_exempt = client.is_local || client.is_operator || self.relay.config().rate.exempts(client.ip);
+        let account = (!is_exempt).then(|| self.clients.account(client.ip, Instant::now()));
+        Meter::new(self.clients.clone(), account, self.relay.live_config().clone())
     }
 
     fn status(&self) -> Status {
+        let (writer_events, writer_bytes) = self.relay.writer_queue();
+        let disk_free_bytes = self.dir.get().and_then(|dir| free_bytes_at(dir).ok());
         Status {
             uptime_secs: self.started.elapsed().as_secs(),
-            connections: self.open.lock().unwrap_or_else(PoisonError::into_inner).len(),
+            connections: self.open.len(),
             subscriptions: self.relay.subscriptions(),
+            banned: self.clients.banned(Instant::now()),
+            problem: self.relay.problem().map(str::to_owned),
+            figures: self.relay.counters().figures(),
+            queries: self.relay.query_figures(),
+            queues: Queues { writer_events, writer_bytes, disk_free_bytes },
             stats: self.relay.stats(),
         }
-    }
-
-    fn stop_connections(&self) {
-        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.values().for_each(|outbox| outbox.stop());
-    }
-}
-
-/// A connection's entry among the open ones.
-struct Entered {
-    connection: u64,
-    shared: Arc<Shared>,
-}
-
-impl Drop for Entered {
-    fn drop(&mut self) {
-        self.shared.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.connection);
     }
 }

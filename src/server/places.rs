@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::config::subscriber_line;
+
 /// Counts the connections of each address.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Places {
-    per_ip_max: usize,
     taken: Arc<Mutex<HashMap<IpAddr, usize>>>,
 }
 
@@ -19,20 +20,15 @@ pub struct Place {
 }
 
 impl Places {
-    /// Places for `per_ip_max` connections of each address; 0 = no limit.
-    pub fn new(per_ip_max: usize) -> Self {
-        Places { per_ip_max, taken: Arc::default() }
-    }
-
-    /// A place for `ip`, if it has one left. Loopback has always one.
-    pub fn take(&self, ip: IpAddr) -> Option<Place> {
-        let ip = subscriber(ip);
-        if self.per_ip_max == 0 || ip.is_loopback() {
+    /// A place for `ip`, if it has less than `per_ip_max` (0 = no limit). Loopback has always one.
+    pub fn take(&self, ip: IpAddr, per_ip_max: usize) -> Option<Place> {
+        let ip = subscriber_line(ip);
+        if per_ip_max == 0 || ip.is_loopback() {
             return Some(Place::unlimited());
         }
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         let count = taken.entry(ip).or_insert(0);
-        if *count >= self.per_ip_max {
+        if *count >= per_ip_max {
             return None;
         }
         *count += 1;
@@ -62,17 +58,6 @@ impl Drop for Place {
     }
 }
 
-/// The part of an address that stands for one subscriber line: all of IPv4, the first 64 bits of IPv6.
-fn subscriber(ip: IpAddr) -> IpAddr {
-    match ip.to_canonical() {
-        IpAddr::V6(ip) if !ip.is_loopback() => {
-            let [a, b, c, d, ..] = ip.segments();
-            IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
-        }
-        ip => ip,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -82,30 +67,30 @@ mod tests {
     /// Places are counted an address, given back on drop, and never refused to loopback.
     #[test]
     fn places_are_counted_and_given_back() {
-        let places = Places::new(2);
+        let places = Places::default();
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
-        let first = places.take(ip("192.0.2.1"));
-        let second = places.take(ip("::ffff:192.0.2.1"));
+        let first = places.take(ip("192.0.2.1"), 2);
+        let second = places.take(ip("::ffff:192.0.2.1"), 2);
         assert!(first.is_some() && second.is_some());
-        assert!(places.take(ip("192.0.2.1")).is_none(), "IPv4 in IPv6 is the same address");
-        assert!(places.take(ip("192.0.2.2")).is_some());
+        assert!(places.take(ip("192.0.2.1"), 2).is_none(), "IPv4 in IPv6 is the same address");
+        assert!(places.take(ip("192.0.2.2"), 2).is_some());
         drop(first);
-        assert!(places.take(ip("192.0.2.1")).is_some());
+        assert!(places.take(ip("192.0.2.1"), 2).is_some());
         drop(second);
         assert!(places.taken.lock().unwrap().is_empty());
-        let loopback: Vec<_> = (0..9).filter_map(|_| places.take(ip("127.0.0.1"))).collect();
+        let loopback: Vec<_> = (0..9).filter_map(|_| places.take(ip("127.0.0.1"), 2)).collect();
         assert_eq!(loopback.len(), 9);
     }
 
     /// The many addresses of one IPv6 line share its places; 0 is no limit.
     #[test]
     fn an_ipv6_line_is_one_address() {
-        let places = Places::new(1);
-        let _first = places.take("2001:db8:1:2::1".parse().unwrap()).unwrap();
-        assert!(places.take("2001:db8:1:2:ffff::9".parse().unwrap()).is_none());
-        assert!(places.take("2001:db8:1:3::1".parse().unwrap()).is_some());
-        let free = Places::new(0);
-        let many: Vec<_> = (0..99).filter_map(|_| free.take("192.0.2.1".parse().unwrap())).collect();
+        let places = Places::default();
+        let _first = places.take("2001:db8:1:2::1".parse().unwrap(), 1).unwrap();
+        assert!(places.take("2001:db8:1:2:ffff::9".parse().unwrap(), 1).is_none());
+        assert!(places.take("2001:db8:1:3::1".parse().unwrap(), 1).is_some());
+        let free = Places::default();
+        let many: Vec<_> = (0..99).filter_map(|_| free.take("192.0.2.1".parse().unwrap(), 0)).collect();
         assert_eq!(many.len(), 99);
     }
 }

@@ -34,6 +34,7 @@ use crate::protocol::supersede::{Address, Target, Version, deletion_target};
 use crate::protocol::{EventId, Kind, PublicKey, TagLetter};
 
 use super::index::{Change, KEY_BYTES_MAX, Key, Value};
+use super::plan::Stretch;
 use super::record::{ALIGN, GoneVersion, StoredEvent};
 
 /// Version of the layouts on this page. A different one on disk is rebuilt from the log.
@@ -109,6 +110,17 @@ impl Suffix {
 }
 
 impl Prefix {
+    /// Where the index keeps these events together.
+    pub fn of(stretch: Stretch<'_>) -> Self {
+        match stretch {
+            Stretch::Time => Prefix::time(),
+            Stretch::Author(author) => Prefix::author(author),
+            Stretch::AuthorKind(author, kind) => Prefix::author_kind(author, kind),
+            Stretch::Kind(kind) => Prefix::kind(kind),
+            Stretch::Tag(letter, value) => Prefix::tag(letter, value),
+        }
+    }
+
     /// Every event.
     pub fn time() -> Self {
         Prefix(key(&[&[TIME]]))

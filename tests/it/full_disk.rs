@@ -20,12 +20,13 @@ use sledge::store::index::{Engine, Index, IndexError, Key, Value};
 use sledge::store::{Store, StoreError};
 use tempfile::TempDir;
 
+use super::http::request;
 use super::support::client::soon;
 use super::support::stores::{all, once_free, options, query, read};
 use super::support::{Binary, Client, Keys, NOW, json_of, verified};
 
 /// A file system of its own; unmounted when dropped.
-struct Disk {
+pub struct Disk {
     path: PathBuf,
     _dir: Option<TempDir>,
 }
@@ -39,7 +40,7 @@ impl Disk {
     }
 
     /// In place of an empty folder.
-    fn at(path: &Path, mib: u32) -> Option<Disk> {
+    pub fn at(path: &Path, mib: u32) -> Option<Disk> {
         let size = format!("size={mib}m");
         let mount = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(path).output();
         let problem = match mount {
@@ -57,7 +58,7 @@ impl Disk {
     }
 
     /// Fills it but for so many bytes.
-    fn fill_but(&self, free_bytes: u64) {
+    pub fn fill_but(&self, free_bytes: u64) {
         let mut ballast = File::create(self.path.join("ballast")).unwrap();
         let mut filled = 0;
         let error = loop {
@@ -70,7 +71,7 @@ impl Disk {
         ballast.set_len(filled - free_bytes).unwrap();
     }
 
-    fn make_room(&self) {
+    pub fn make_room(&self) {
         std::fs::remove_file(self.path.join("ballast")).unwrap();
     }
 }
@@ -104,6 +105,7 @@ async fn a_full_disk_refuses_writes_until_there_is_room() {
     let late = author.note(NOW + 300, &"y".repeat(5_000));
     assert_eq!(client.publish(&late).await, full);
     assert_eq!(client.publish(&late).await, full, "again and again");
+    assert_eq!(request(server.addr(), "GET /healthz HTTP/1.1", &[]).await.status, 503);
     let passing = author.draft(20_001, NOW + 301).sign();
     client.store(&passing).await;
     assert_eq!(client.live("live").await["id"], passing.id.to_hex(), "live goes on, and nothing refused was sent");
@@ -113,6 +115,7 @@ async fn a_full_disk_refuses_writes_until_there_is_room() {
     disk.make_room();
     client.store(&late).await;
     assert_eq!(client.live("live").await["id"], late.id.to_hex());
+    assert_eq!(request(server.addr(), "GET /healthz HTTP/1.1", &[]).await.status, 200);
     // The index had to wait too: what it was not given then is merged now.
     let more: Vec<_> = (0..200).map(|n| author.note(NOW + 400 + n, "")).collect();
     client.store_all(&more).await;

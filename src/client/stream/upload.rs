@@ -237,8 +237,8 @@ impl Stream {
     /// What has become new here, but for what came from the other relay.
     async fn send_new(&mut self, batch: Vec<Outgoing>, unanswered: &mut HashSet<EventId>) -> Result<(), StreamError> {
         for outgoing in batch {
-            let Outgoing::Live { json, .. } = outgoing else { continue };
-            let Some(event) = std::str::from_utf8(&json).ok().and_then(|json| Event::from_json(json).ok()) else {
+            let Outgoing::Live { event: live, .. } = outgoing else { continue };
+            let Some(event) = std::str::from_utf8(&live.json).ok().and_then(|json| Event::from_json(json).ok()) else {
                 continue;
             };
             let goes = !self.memory.recent.contains(&event.id) && self.side.may_leave(&event);
@@ -248,7 +248,7 @@ impl Stream {
                     return Err(StreamError::Behind);
                 }
                 unanswered.insert(event.id);
-                self.link.send(message::publish(&String::from_utf8_lossy(&json))).await?;
+                self.link.send(message::publish(&String::from_utf8_lossy(&live.json))).await?;
             }
         }
         Ok(())
@@ -262,7 +262,7 @@ async fn taken(outbox: Option<&Arc<Outbox>>) -> Result<Vec<Outgoing>, StreamErro
     match poll_fn(|cx| outbox.poll_take(cx, LIVE_BYTES, &mut batch)).await {
         Taken::Some => Ok(batch),
         Taken::Overflow => Err(StreamError::Behind),
-        Taken::Stop => std::future::pending().await,
+        Taken::Stop | Taken::Expelled => std::future::pending().await,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -121,7 +122,30 @@ impl Binary {
 
     /// Starts `serve` on a free port and waits until it listens.
     pub fn serve(&self) -> Serving {
-        Serving::start(self.command(&["serve", "--listen", "127.0.0.1:0"]))
+        self.serve_on(([127, 0, 0, 1], 0).into())
+    }
+
+    /// As [`Binary::serve`], on an address that clients know already.
+    pub fn serve_on(&self, addr: SocketAddr) -> Serving {
+        self.serve_with(&["--listen", &addr.to_string()], &[])
+    }
+
+    /// Starts `serve` with these arguments and further environment, and waits until it listens.
+    pub fn serve_with(&self, args: &[&str], env: &[(&str, &str)]) -> Serving {
+        let mut command = self.command(&[&["serve"], args].concat());
+        command.envs(env.iter().copied());
+        Serving::start(command)
+    }
+
+    /// Starts `serve` as systemd does with a socket unit: the listening socket is open as number 3.
+    pub fn serve_passing(&self, listener: std::net::TcpListener) -> Serving {
+        let sledge = self.command(&["serve"]);
+        let script = "exec 3<&0 </dev/null; LISTEN_FDS=1 LISTEN_PID=$$ exec \"$0\" \"$@\"";
+        let mut command = Command::new("sh");
+        command.arg("-c").arg(script).arg(sledge.get_program()).args(sledge.get_args());
+        command.current_dir(self.home.path()).env_remove("SLEDGE_CONFIG").env_remove("SLEDGE_LOG");
+        let child = command.stdin(OwnedFd::from(listener)).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
+        Serving::wait(child.expect("there is a shell"))
     }
 }
 
@@ -129,6 +153,8 @@ impl Binary {
 pub struct Serving {
     child: Child,
     addr: SocketAddr,
+    /// What was logged before it listened.
+    before: Vec<String>,
     stderr: Receiver<String>,
 }
 
@@ -146,7 +172,7 @@ impl Serving {
         let mut seen = Vec::new();
         while let Ok(line) = stderr.recv_timeout(PATIENCE) {
             if let Some(addr) = address_in(&line) {
-                return Serving { child, addr, stderr };
+                return Serving { child, addr, before: seen, stderr };
             }
             seen.push(line);
         }
@@ -169,6 +195,21 @@ impl Serving {
     pub fn signal(&self, name: &str) {
         let status = Command::new("sh").arg("-c").arg(format!("kill -{name} {}", self.child.id())).status();
         assert!(status.expect("sh is there").success());
+    }
+
+    /// Waits for a line of the log that contains `text`, and gives it.
+    pub fn wait_for_line(&self, text: &str) -> String {
+        if let Some(line) = self.before.iter().find(|line| line.contains(text)) {
+            return line.clone();
+        }
+        let mut seen = Vec::new();
+        while let Ok(line) = self.stderr.recv_timeout(PATIENCE) {
+            if line.contains(text) {
+                return line;
+            }
+            seen.push(line);
+        }
+        panic!("the log never said {text:?}:\n{}", seen.join("\n"));
     }
 
     /// Waits for the end; the status and what was logged since the start.

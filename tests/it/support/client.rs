@@ -61,14 +61,31 @@ impl Client {
         Client::connect_with(addr, url).await
     }
 
+    /// As somebody whom a reverse proxy on this machine forwards.
+    pub async fn connect_from(addr: SocketAddr, ip: &str) -> Client {
+        Client::try_connect_from(addr, ip).await.expect("the relay speaks WebSocket")
+    }
+
+    /// As [`Client::connect_from`], where the relay may refuse.
+    pub async fn try_connect_from(addr: SocketAddr, ip: &str) -> Result<Client, Error> {
+        let mut request = format!("ws://{addr}/").into_client_request()?;
+        request.headers_mut().insert("x-forwarded-for", ip.parse().expect("a header value"));
+        Client::try_connect_with(addr, request).await
+    }
+
     /// Connects to `addr` with this request.
     pub async fn connect_with(addr: SocketAddr, request: impl IntoClientRequest + Unpin) -> Client {
+        Client::try_connect_with(addr, request).await.expect("the relay speaks WebSocket")
+    }
+
+    /// As [`Client::connect_with`], where the relay may refuse.
+    async fn try_connect_with(addr: SocketAddr, request: impl IntoClientRequest + Unpin) -> Result<Client, Error> {
         let stream = soon("the connection", TcpStream::connect(addr)).await.expect("the relay listens");
         stream.set_nodelay(true).expect("a socket option");
         // The tests send frames that are too large on purpose; only the relay's limits are under test.
         let config = WebSocketConfig::default().max_message_size(None).max_frame_size(None);
         let handshake = tokio_tungstenite::client_async_with_config(request, stream, Some(config));
-        let (mut socket, _) = soon("the handshake", handshake).await.expect("the relay speaks WebSocket");
+        let (mut socket, _) = soon("the handshake", handshake).await?;
         // A relay that is killed at this moment says nothing; the test will notice.
         let greeting = match soon("the challenge", socket.next()).await {
             Some(Ok(Message::Text(text))) => serde_json::from_str(&text).expect("the relay sends JSON"),
@@ -76,7 +93,7 @@ impl Client {
         };
         assert!(greeting.is_null() || greeting[0] == "AUTH", "the first message is {greeting}");
         let challenge = greeting[1].as_str().unwrap_or_default().to_owned();
-        Client { socket, challenge, held: VecDeque::new() }
+        Ok(Client { socket, challenge, held: VecDeque::new() })
     }
 
     /// Sends an AUTH event; the flag and text of its OK.
@@ -317,7 +334,8 @@ pub fn request(verb: &str, id: &str, filters: &[Value]) -> String {
     Value::Array(message).to_string()
 }
 
-/// Whether a refusal starts as NIP-01 and NIP-42 say (T27); `unsupported` is NIP-01's word for filters.
+/// Whether a refusal starts as NIP-01 and NIP-42 say (T27); `unsupported` is NIP-01's word for filters, `info` NIP-43's
+/// for a welcome.
 pub fn has_standard_prefix(text: &str) -> bool {
     let known = [
         "duplicate",
@@ -330,6 +348,7 @@ pub fn has_standard_prefix(text: &str) -> bool {
         "error",
         "auth-required",
         "unsupported",
+        "info",
     ];
     text.split_once(": ").is_some_and(|(prefix, reason)| known.contains(&prefix) && !reason.is_empty())
 }

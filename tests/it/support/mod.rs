@@ -2,6 +2,8 @@
 
 pub mod binary;
 pub mod client;
+#[cfg(feature = "postgres")]
+pub mod cluster;
 pub mod device;
 pub mod fake;
 pub mod paths;
@@ -10,7 +12,7 @@ pub mod relay;
 pub mod signer;
 pub mod stores;
 
-pub use binary::Binary;
+pub use binary::{Binary, Serving};
 pub use client::Client;
 pub use device::Device;
 pub use fake::Fake;
