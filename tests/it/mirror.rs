@@ -131,6 +131,7 @@ async fn directions_filters_and_private_events() {
         Mirror { private: true, keys: Arc::new([keys.unwrap()]), ..mirror(there.addr(), Direction::Both, &notes) };
     let moved = level(&here, private).await.unwrap();
     assert_eq!((moved.stored, moved.sent, moved.unwanted), (1, 2, 0), "{moved:?}");
+    there.set_now(NOW);
     let mut reader = there.client().await;
     reader.prove(&alice).await;
     assert_eq!(reader.query_ids(json!({"kinds": [4, 30001]})).await.len(), 3);

@@ -174,7 +174,7 @@ fn a_reconciliation_costs_little() {
     for (shared, only, since, rounds_max, bytes_max) in [
         (1_000_000, [0, 0], 0, 1, 1_000),
         (100_000, [10_000, 3_000], year - month, 5, 600_000),
-        (100_000, [10_000, 10_000], 0, 12, 5_000_000),
+        (100_000, [10_000, 10_000], 0, 16, 5_000_000),
     ] {
         let [mut ours, mut theirs] = sets(11, shared, [0, 0], year);
         for (seed, set, count) in [(12, &mut ours, only[0]), (13, &mut theirs, only[1])] {
