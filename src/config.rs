@@ -12,6 +12,7 @@ mod kind_range;
 mod live;
 mod members;
 mod memory;
+mod mirror;
 mod operation;
 mod plugin;
 mod rate;
@@ -31,6 +32,7 @@ pub use kind_range::{KindRange, KindRangeError};
 pub use live::{Live, Reloaded, reload};
 pub use members::{Members, Trust};
 pub use memory::Memory;
+pub use mirror::{Direction, Mirror};
 pub use operation::Operation;
 pub use plugin::{OnFailure, Plugin};
 pub use rate::Rate;
@@ -55,6 +57,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// WebSocket URL under which clients reach this relay; empty when unknown.
     pub service_url: String,
+    /// Other relays with which this one is kept equal.
+    pub mirror: Vec<Mirror>,
     /// What is logged, and how.
     pub log: Log,
     /// What the relay tells about itself (NIP-11).

@@ -32,6 +32,13 @@
 //! - [`relay`]: ingest stages, the writer thread, the live index, the query threads, the sweeper for expired events,
 //!   upkeep (compaction by itself). [`relay::policy`] says who may write and holds what admins have decided,
 //!   [`relay::plugin`] asks a program of the operator's.
+//!   [`relay::negotiation`] answers reconciliations on the query threads; [`relay::side`] is this relay's end of a stream
+//!   with another one.
+//! - [`sync`]: the engine's rules, pure. [`sync::reconcile`] is NIP-77 for both sides, over any [`sync::reconcile::Set`]: a
+//!   list, or the sums that the embedded store keeps for everything, an author, a kind or a tag (`store::sums`), changed in
+//!   one step with each write.
+//! - [`client`]: links to other relays. [`client::stream`] makes this relay and another one equal, [`client::mirrors`] keeps
+//!   them so.
 //! - [`server`]: one port for WebSocket, NIP-11 and a landing page; [`server::rate`] (what an address may ask for a second);
 //!   a control socket for the command line, metrics on an address of their own. [`relay::counters`] and [`relay::querylog`]
 //!   hold what is counted.
@@ -54,6 +61,14 @@
 //! the connection hands the rest of the query back when it has written a page → EOSE with NIP-67's hint → live events
 //! that were held meanwhile, then each as it is stored. Nothing comes twice and nothing is missed, without comparing
 //! ids: the point divides stored from live.
+//!
+//! # The walk of a reconciliation
+//!
+//! `NEG-OPEN` passes the gate like a REQ → `relay::query`'s threads gather what matches and may be seen, or find the
+//! store's sums, which hold public events only; what a reader sees besides is listed for each → the machine answers range
+//! by range, a time slice at a time → the session waits at its connection for the next message, and goes after a silence.
+//! The other way round `client::stream` begins: deletions are compared first, missing events are fetched by id, offered
+//! ones go out oldest first, until a comparison moves nothing.
 //!
 //! # The walk of a decision
 //!

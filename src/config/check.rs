@@ -27,6 +27,7 @@ pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
     check_budget(config)?;
     check_shares(config)?;
     check_rules(config)?;
+    super::mirror::check(config)?;
     super::access::check(config)?;
     super::client::check(config)?;
     check_relations(config)?;

@@ -15,6 +15,7 @@ pub mod plugin;
 pub mod policy;
 pub mod query;
 pub mod querylog;
+pub mod side;
 pub mod sweeper;
 pub mod writer;
 
@@ -134,6 +135,11 @@ impl Relay {
     /// The settings in force, also after the next reload.
     pub fn live_config(&self) -> &Live {
         &self.config
+    }
+
+    /// What it stores.
+    pub(crate) fn store(&self) -> &Arc<dyn Store> {
+        &self.store
     }
 
     /// Who may write, and what was decided about that.

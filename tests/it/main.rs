@@ -23,6 +23,7 @@ mod hostile;
 mod http;
 mod layering;
 mod leaks;
+mod mirror;
 mod model;
 mod nip01_events;
 mod nip01_filters;
