@@ -148,6 +148,8 @@ pub struct Limits {
     pub stop_timeout_ms: u64,
     /// Bytes of one WebSocket message (NIP-11 `max_message_length`).
     pub frame_bytes_max: usize,
+    /// Whether messages are compressed for clients that can (RFC 7692).
+    pub compress_messages: bool,
     /// Tags of one event (NIP-11 `max_event_tags`).
     pub event_tags_max: usize,
     /// Characters in the content of one event (NIP-11 `max_content_length`).

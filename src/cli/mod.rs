@@ -22,6 +22,7 @@ mod testing;
 
 pub mod admin;
 pub mod backup;
+pub mod client;
 pub mod compact;
 pub mod count;
 pub mod delete;
@@ -93,6 +94,14 @@ pub enum Command {
     Verify(verify::VerifyArgs),
     Repair(repair::RepairArgs),
     Status(status::StatusArgs),
+    /// Chats on all your devices
+    Chat(client::chat::ChatArgs),
+    /// Settings on all your devices
+    Settings(client::settings::SettingsArgs),
+    /// Give, rate and follow training data
+    Training(client::training::TrainingArgs),
+    /// See and send what waits for relays
+    Outbox(client::outbox::OutboxArgs),
     Admin(admin::AdminArgs),
     Top(top::TopArgs),
     Explain(explain::ExplainArgs),
@@ -145,6 +154,10 @@ pub fn run(cli: Cli) -> Result<ExitCode, Error> {
         Command::Verify(_) => verify::run(&config, out),
         Command::Repair(args) => repair::run(&args, &config, out),
         Command::Status(args) => status::run(&args, &config, out),
+        Command::Chat(args) => client::chat::run(&args, &config, out),
+        Command::Settings(args) => client::settings::run(&args, &config, out),
+        Command::Training(args) => client::training::run(&args, &config, out),
+        Command::Outbox(args) => client::outbox::run(&args, &config, out),
         Command::Admin(args) => admin::run(args, config, out),
         Command::Top(args) => top::run(&args, &config, out),
         Command::Explain(args) => explain::run(&args, &config, out),

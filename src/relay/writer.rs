@@ -605,8 +605,8 @@ mod tests {
         assert_eq!(room.store.stats().events, 1);
         for content in ["kept", "passing"] {
             match next(&listener) {
-                Outgoing::Live { serial: 5, json } => {
-                    assert!(std::str::from_utf8(&json).unwrap().contains(content));
+                Outgoing::Live { serial: 5, event } => {
+                    assert!(std::str::from_utf8(&event.json).unwrap().contains(content));
                 }
                 other => panic!("unexpected {other:?}"),
             }

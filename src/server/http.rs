@@ -22,6 +22,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use super::about;
 use super::admin::{self, Admin};
+use super::deflate::{self, Agreed};
 use super::open::Open;
 use super::places::{Place, Places};
 use super::rate::Clients;
@@ -55,6 +56,8 @@ pub struct Shaken {
     pub socket: TcpStream,
     /// What the client sent behind its request.
     pub read: Bytes,
+    /// How messages are compressed, if they are.
+    pub deflate: Option<Agreed>,
     /// Who is there.
     pub client: Client,
 }
@@ -74,7 +77,7 @@ pub struct Client {
 }
 
 /// Where the answer to an upgrade leaves what the connection goes on with.
-type Slot = Mutex<Option<(OnUpgrade, Client)>>;
+type Slot = Mutex<Option<(OnUpgrade, Option<Agreed>, Client)>>;
 
 impl Http {
     /// Answers for `relay`; connections in `open` are closed when their address is blocked.
@@ -119,9 +122,9 @@ impl Http {
             tracing::debug!(%error, "no HTTP");
             return None;
         }
-        let (upgrade, client) = slot.into_inner().unwrap_or_else(PoisonError::into_inner)?;
+        let (upgrade, deflate, client) = slot.into_inner().unwrap_or_else(PoisonError::into_inner)?;
         let parts = upgrade.await.ok()?.downcast::<TokioIo<TcpStream>>().ok()?;
-        Some(Shaken { socket: parts.io.into_inner(), read: parts.read_buf, client })
+        Some(Shaken { socket: parts.io.into_inner(), read: parts.read_buf, deflate, client })
     }
 
     async fn answer(&self, request: Request<Incoming>, peer: IpAddr, slot: &Slot) -> Response<Full<Bytes>> {
@@ -185,14 +188,22 @@ impl Http {
             Ok(client) => client,
             Err(refusal) => return text(StatusCode::TOO_MANY_REQUESTS, refusal),
         };
+        let deflate = match self.config.load().limits.compress_messages {
+            true => deflate::negotiate(request.headers()),
+            false => None,
+        };
         let upgrade = hyper::upgrade::on(&mut request);
-        *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some((upgrade, client));
+        let agreed = deflate.as_ref().map(|(agreed, _)| *agreed);
+        *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some((upgrade, agreed, client));
         let mut response = Response::new(Full::default());
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         let headers = response.headers_mut();
         headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
         headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
         headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
+        if let Some((_, answer)) = deflate {
+            headers.insert(header::SEC_WEBSOCKET_EXTENSIONS, answer);
+        }
         response
     }
 

@@ -6,6 +6,7 @@ pub mod about;
 pub mod admin;
 pub mod connection;
 pub mod control;
+pub mod deflate;
 pub mod frames;
 pub mod handover;
 pub mod http;
@@ -16,6 +17,7 @@ pub mod open;
 pub mod peer;
 pub mod places;
 pub mod rate;
+pub mod reader;
 #[cfg(test)]
 mod tests;
 pub mod wire;
@@ -262,7 +264,7 @@ async fn serve(
     drop(stopping);
     let meter = shared.meter(&shaken.client);
     let _place = place;
-    let mut connection = Connection::new(shared.relay.clone(), outbox, meter, shaken).await;
+    let mut connection = Connection::new(shared.relay.clone(), outbox, meter, shaken);
     connection.run().await;
 }
 
