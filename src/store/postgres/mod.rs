@@ -19,12 +19,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use sqlx::postgres::PgConnection;
 use sqlx::{Row, query};
 use tokio::runtime::Runtime;
 
 use super::explain::Explanation;
-use super::{Applied, FromElsewhere, News, Position, Query, Removal, Scan, Store, StoreError, StoreStats};
+use super::{Applied, FromElsewhere, News, Position, Query, Removal, Scan, Store, StoreError, StoreStats, state};
 use crate::protocol::{Event, EventId, Filter, Verified};
 use connect::Pools;
 pub use connect::{Options, without_password};
@@ -166,6 +167,24 @@ impl Store for PostgresStore {
         self.wait(self.pools.reading_primary(async |connection: &mut PgConnection| {
             let found = query("SELECT 1 FROM sledge.events WHERE id = $1").bind(&id.0[..]).fetch_optional(connection);
             Ok(found.await?.is_some())
+        }))
+    }
+
+    fn load_state(&self, name: &str) -> Result<Option<Bytes>, StoreError> {
+        state::check_name(name)?;
+        self.wait(self.pools.reading_primary(async |connection: &mut PgConnection| {
+            let kept = query("SELECT blob FROM sledge.state WHERE name = $1").bind(name).fetch_optional(connection);
+            Ok(kept.await?.map(|row| row.try_get::<Vec<u8>, _>(0)).transpose()?.map(Bytes::from))
+        }))
+    }
+
+    fn save_state(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
+        state::check_name(name)?;
+        let keep = "INSERT INTO sledge.state (name, blob) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET blob = \
+                    excluded.blob";
+        self.wait(self.pools.writing(async |connection: &mut PgConnection| {
+            query(keep).bind(name).bind(bytes).execute(connection).await?;
+            Ok(())
         }))
     }
 

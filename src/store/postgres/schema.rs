@@ -10,6 +10,7 @@
 //! tags        term · newest · id: one row a term of an event
 //! tombstones  what deletion requests and requests to vanish forbid; a row leaves with its request
 //! gone        the newest version of an address that was deleted by id
+//! state       small blobs of the layers above, see [`crate::store::state`]; one of them may be a secret key
 //! passing     ephemeral events on their way to other processes; unlogged, gone after a minute
 //! ```
 
@@ -20,7 +21,8 @@ use sqlx::{Row, raw_sql};
 pub const SCHEMA_VERSION: i32 = STEPS.len() as i32;
 
 /// What makes a database of version `n` one of version `n + 1`. A step that was ever released is never changed.
-const STEPS: [&str; 1] = ["
+const STEPS: [&str; 2] = [
+    "
 CREATE TABLE sledge.head (
     one boolean PRIMARY KEY DEFAULT true CHECK (one),
     next bigint NOT NULL,
@@ -79,7 +81,14 @@ CREATE UNLOGGED TABLE sledge.passing (
     at timestamptz NOT NULL DEFAULT now(),
     json text NOT NULL
 );
-"];
+",
+    "
+CREATE TABLE sledge.state (
+    name text PRIMARY KEY,
+    blob bytea NOT NULL
+);
+",
+];
 
 /// Key of the lock under which steps are taken: any number that nothing else uses.
 const STEPS_LOCK: i64 = 0x5_1ed6e;
