@@ -204,6 +204,7 @@ impl Connection {
             Step::Taken(Taken::Some, batch) => batch.into_iter().try_for_each(|message| self.send(message))?,
             Step::Taken(Taken::Overflow, _) => return Err(self.too_slow()),
             Step::Taken(Taken::Stop, _) => self.stopping = true,
+            Step::Taken(Taken::Expelled, _) => return Err(End::ByRelay(CloseCode::Policy, "blocked")),
             Step::Timer => {
                 self.paused_until = None;
                 self.check_idle()?;
@@ -318,8 +319,11 @@ impl Connection {
 
     fn publish(&mut self, event: Event) -> Result<(), End> {
         let id = event.id;
-        match self.relay.check(event, &self.peer.sender(self.client.ip)) {
-            Ok(event) => self.submission = Some(Box::new(Submission { event, reply: self.outbox.clone() })),
+        let sender = self.peer.sender(self.client.ip);
+        match self.relay.check(event, &sender) {
+            Ok(event) => {
+                self.submission = Some(Box::new(Submission { event, reply: self.outbox.clone(), sender }));
+            }
             Err(rejection) => {
                 let (accepted, text) = (rejection.is_accepted(), rejection.to_string());
                 self.relay.counters().answered(accepted, &text);

@@ -33,13 +33,17 @@ mod nip11;
 mod nip13;
 mod nip40;
 mod nip42;
+mod nip43;
 mod nip45;
 mod nip62;
 mod nip67;
 mod nip70;
 mod nip77;
+mod nip86;
 mod operation;
 mod operator;
+mod plugin;
+mod policy;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod powercut;
