@@ -14,7 +14,7 @@
 //!              │
 //!  2         relay               the one write path, live fan-out, queries in turns; no sockets, no HTTP
 //!              │
-//!  1      store   auth           store alone knows bytes on disk; auth is pure
+//!  1      store   auth   sync    store alone knows bytes on disk; auth and sync are pure
 //!              │
 //!  0   protocol   config         protocol is pure; config is plain data, checked once
 //! ```
@@ -29,6 +29,8 @@
 //!   vector and the reference meaning.
 //! - [`auth`]: who is at the other end (NIP-42), and which questions need to know: [`auth::Gate`]. What a reader may see of
 //!   what is found is [`protocol::visibility`], one predicate for stored queries, COUNT and live events alike.
+//! - [`sync`]: chats, settings and training data as collections that merge, the hybrid logical clock, what an outbox owes
+//!   and what an answer settles, and reconciliation (NIP-77) from both sides. Its page shows every event shape, for apps in other languages.
 //! - [`relay`]: ingest stages, the writer thread, the live index, the query threads, the sweeper for expired events,
 //!   upkeep (compaction by itself). [`relay::policy`] says who may write and holds what admins have decided,
 //!   [`relay::plugin`] asks a program of the operator's.
