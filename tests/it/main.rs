@@ -13,6 +13,7 @@ mod client_crash;
 mod client_link;
 mod client_refusals;
 mod client_sync;
+mod client_tls;
 mod crash;
 mod ephemeral;
 mod fanout;
