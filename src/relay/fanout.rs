@@ -14,20 +14,23 @@
 //! **Stored and live join without gap or repeat.** The writer makes a batch readable in the store, then calls
 //! [`Fanout::begin_batch`], and only then answers and dispatches. A subscription that registers before that call gets
 //! the batch live and its query does not look past the position before it; one that registers after gets it from the
-//! store alone.
+//! store alone. Events that other processes stored before a batch are dispatched with it, and those that come without
+//! one are a batch by themselves, so the same holds for them.
 
 use std::collections::hash_map::{Entry, RandomState};
 use std::collections::{BTreeSet, HashMap};
 use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher};
 use std::sync::{Arc, Mutex};
 
+use bytes::Bytes;
+
 use super::counters::Counters;
 use super::lock;
-use super::outbox::{Outbox, Outgoing, Serial};
+use super::outbox::{LiveEvent, Outbox, Outgoing, Serial};
 use crate::protocol::slot;
 use crate::protocol::visibility::PrivateKinds;
 use crate::protocol::{Event, Filter, Verified, Visibility};
-use crate::store::Position;
+use crate::store::{FromElsewhere, Position};
 
 /// Number of a batch of writes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -131,7 +134,15 @@ impl Fanout {
     /// Puts an event of `batch` into the outbox of every subscription that wants it, once each. Returns how many there
     /// were. Holds the registry for this one event only, so that subscribing waits for no batch.
     pub fn dispatch(&self, batch: Epoch, event: &Verified<Event>) -> usize {
-        let delivered = lock(&self.0).dispatch(batch, event);
+        self.counted(lock(&self.0).dispatch(batch, event, &event.canonical().json))
+    }
+
+    /// As [`Fanout::dispatch`], for an event that another process has checked and stored.
+    pub fn dispatch_from_elsewhere(&self, batch: Epoch, FromElsewhere { event, json }: &FromElsewhere) -> usize {
+        self.counted(lock(&self.0).dispatch(batch, event, json))
+    }
+
+    fn counted(&self, delivered: usize) -> usize {
         self.1.deliveries.add(delivered);
         delivered
     }
@@ -165,12 +176,13 @@ impl Registry {
         }
     }
 
-    fn dispatch(&mut self, batch: Epoch, event: &Verified<Event>) -> usize {
+    fn dispatch(&mut self, batch: Epoch, event: &Event, json: &Bytes) -> usize {
         self.events_dispatched += 1;
         let (number, slots, index) = (self.events_dispatched, &mut self.slots, &self.index);
-        let audience = self.private.audience(&**event);
-        let is_settings = slot::is_version(&**event);
-        let asks = |filter: &Filter| filter.matches(&**event) && (!is_settings || slot::is_asked_for(filter));
+        let audience = self.private.audience(event);
+        let is_settings = slot::is_version(event);
+        let asks = |filter: &Filter| filter.matches(event) && (!is_settings || slot::is_asked_for(filter));
+        let mut shared = None;
         let mut delivered = 0;
         let mut ask = |slot: u32| {
             let subscription = slots[slot as usize].as_mut().expect("terms name slots that are taken");
@@ -180,8 +192,8 @@ impl Registry {
             subscription.asked = number;
             let may_see = audience.as_ref().is_none_or(|audience| subscription.visible.is_among(audience));
             if may_see && subscription.filters.iter().any(asks) {
-                let json = event.canonical().json.clone();
-                subscription.outbox.push(Outgoing::Live { serial: subscription.serial, json });
+                let shared = shared.get_or_insert_with(|| LiveEvent::new(json.clone()));
+                subscription.outbox.push(Outgoing::Live { serial: subscription.serial, event: shared.clone() });
                 delivered += 1;
             }
         };

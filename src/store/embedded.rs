@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+
 use crate::protocol::supersede::Verdict;
 use crate::protocol::{Event, EventId, Filter, Kind, Verified};
 
@@ -16,13 +18,13 @@ use super::dir::DataDir;
 use super::explain::Explanation;
 use super::index::buffer::BufferedIndex;
 use super::index::{Engine, IndexError, Key, Value};
+use super::matches::EmbeddedScan;
 use super::merge::Source;
 use super::open;
 use super::quota::{Keeper, Rules};
-use super::scan::EmbeddedScan;
 use super::schema;
 use super::summed::EmbeddedSummed;
-use super::{Applied, Query, Removal, Retained, Scan, Store, StoreError, StoreStats, Summed};
+use super::{Applied, Query, Removal, Retained, Scan, Store, StoreError, StoreStats, Summed, state};
 
 pub(super) use super::files::{Files, WriterGuard, WriterState};
 
@@ -188,7 +190,7 @@ impl Store for EmbeddedStore {
         }
         writes.commit()?;
         let over_quota = self.keeper.is_over(files.log.end().saturating_sub(state.dead_bytes));
-        Ok(Applied { verdicts, end: files.end(), over_quota })
+        Ok(Applied { verdicts, end: files.end(), over_quota, others: Vec::new() })
     }
 
     fn remove(&self, ids: &[EventId], why: Removal) -> Result<u64, StoreError> {
@@ -234,7 +236,7 @@ impl Store for EmbeddedStore {
     }
 
     fn scan(&self, query: Query) -> Result<Box<dyn Scan>, StoreError> {
-        Ok(Box::new(EmbeddedScan::new(self.files(), query)))
+        Ok(Box::new(EmbeddedScan::of(self.files(), query)))
     }
 
     fn explain(&self, filter: &Filter) -> Explanation {
@@ -250,6 +252,14 @@ impl Store for EmbeddedStore {
 
     fn compact(&self, pace: &Pace<'_>) -> Result<Option<CompactReport>, StoreError> {
         compact::compact(self, pace).map(Some)
+    }
+
+    fn load_state(&self, name: &str) -> Result<Option<Bytes>, StoreError> {
+        state::load(self.dir.path(), name)
+    }
+
+    fn save_state(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
+        state::save(self.dir.path(), name, bytes)
     }
 
     fn stats(&self) -> StoreStats {

@@ -17,7 +17,7 @@ pub struct Explanation {
 }
 
 impl Explanation {
-    /// The plan of the embedded store.
+    /// The plan, which is the same for every store that keeps something.
     pub fn of(filter: &Filter) -> Explanation {
         match plan(filter) {
             Plan::Nothing => Explanation { index: "nothing".to_owned(), stretches: 0 },

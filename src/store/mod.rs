@@ -13,24 +13,28 @@ pub mod fault;
 mod files;
 pub mod index;
 pub mod log;
+mod matches;
 pub mod memory;
 pub mod merge;
 pub mod open;
 pub mod pack;
 pub mod plan;
+#[cfg(feature = "postgres")]
+pub mod postgres;
 pub mod quota;
 pub mod record;
 pub mod repair;
 mod replay;
 mod scan;
 pub mod schema;
+pub mod state;
 mod summed;
 mod sums;
 #[cfg(test)]
 mod testing;
 pub mod verify;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -57,6 +61,28 @@ pub struct Applied {
     pub end: Position,
     /// The store takes more than its quota: [`Store::retain`] is due.
     pub over_quota: bool,
+    /// What others have stored before this batch and nobody told yet, in order; see [`Store::follow`].
+    pub others: Vec<FromElsewhere>,
+}
+
+/// An event that another process has stored or passed on. That process has checked it.
+#[derive(Clone, Debug)]
+pub struct FromElsewhere {
+    /// The event.
+    pub event: Event,
+    /// Its canonical JSON.
+    pub json: Bytes,
+}
+
+/// What others did since it was last asked for.
+#[derive(Debug)]
+pub struct News {
+    /// Their events: stored ones in the order of storing, then ephemeral ones.
+    pub events: Vec<FromElsewhere>,
+    /// The stored ones all lie before this point, and every later one at or behind it.
+    pub end: Position,
+    /// There may be more.
+    pub more: bool,
 }
 
 /// What a portion of retention came to.
@@ -153,6 +179,36 @@ pub trait Scan: Send {
     /// As [`Scan::page`].
     fn count(&mut self, until: Instant) -> Result<(u64, Progress), StoreError>;
 }
+
+/// Calls `each` for every event that one of the filters matches, newest first, whatever its expiration. For commands
+/// and background work: it takes as long as it takes, and holds a page in memory.
+///
+/// # Errors
+/// The first of `each`, or that of the store.
+pub fn for_each_match<E: From<StoreError>>(
+    store: &dyn Store,
+    filters: Vec<Filter>,
+    mut each: impl FnMut(&Row) -> Result<(), E>,
+) -> Result<(), E> {
+    let limit = |filter: &Filter| filter.limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
+    let wanted = filters.into_iter().map(|filter| Wanted { limit: limit(&filter), filter, whole_seconds: false });
+    let query = Query { wanted: wanted.collect(), now: 0, before: None, visible: Visibility::everything() };
+    let mut scan = store.scan(query)?;
+    let mut rows = Vec::new();
+    loop {
+        let budget = PageBudget { bytes_max: MATCH_PAGE_BYTES, until: Instant::now() + MATCH_PAGE_TIME };
+        let progress = scan.page(budget, &mut rows)?;
+        rows.drain(..).try_for_each(|row| each(&row))?;
+        if progress != Progress::Paused {
+            return Ok(());
+        }
+    }
+}
+
+/// Bytes of a page of [`for_each_match`].
+const MATCH_PAGE_BYTES: usize = 1 << 20;
+/// How long one may take; it only has to be some bound.
+const MATCH_PAGE_TIME: Duration = Duration::from_secs(60);
 
 /// A set of events for reconciliation (NIP-77) that is compared by sums kept beforehand. Ranges are `from <= item < to`.
 /// It follows the store: what comes or goes between two calls may show in the later one.
@@ -286,6 +342,9 @@ pub enum StoreError {
     /// Another process has the data directory, or the operation runs already.
     #[error("{0}")]
     InUse(String),
+    /// The database cannot be reached or does not answer in time; the next try may succeed.
+    #[error("the database cannot be used at present: {0}")]
+    Away(String),
     /// Something on disk is not what it should be.
     #[error("{0}")]
     Damaged(String),
@@ -352,6 +411,36 @@ pub trait Store: Send + Sync {
     /// When the index cannot be read.
     fn contains(&self, id: &EventId) -> Result<bool, StoreError>;
 
+    /// As [`Store::contains`], but without waiting for anybody: false also where that cannot be told at once.
+    ///
+    /// # Errors
+    /// As [`Store::contains`].
+    fn contains_at_hand(&self, id: &EventId) -> Result<bool, StoreError> {
+        self.contains(id)
+    }
+
+    /// From now on tells, by calling `wake`, that other processes may have stored or passed on something, which
+    /// [`Store::news`] then gives. Events of others that lie before a batch come with [`Applied::others`], so that every
+    /// event is given once, in the order of storing. To be called once, by the one who writes, after an empty
+    /// [`Store::apply`]. A store that one process has to itself has no news.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn follow(&self, _wake: std::sync::Arc<dyn Fn() + Send + Sync>) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    /// What others did since this, [`Store::apply`] or [`Store::follow`] was last called. Same caller as `apply`.
+    ///
+    /// # Errors
+    /// When the store cannot be read; nothing is lost then, the next call gives it.
+    fn news(&self) -> Result<Option<News>, StoreError> {
+        Ok(None)
+    }
+
+    /// Lets other processes have ephemeral events, as well as that can be done. Same caller as `apply`.
+    fn pass_on(&self, _events: &[Verified<Event>]) {}
+
     /// Begins a query.
     ///
     /// # Errors
@@ -381,6 +470,19 @@ pub trait Store: Send + Sync {
     fn compact(&self, _pace: &Pace<'_>) -> Result<Option<CompactReport>, StoreError> {
         Ok(None)
     }
+
+    /// The blob that was last saved under this name; see [`state`].
+    ///
+    /// # Errors
+    /// When it cannot be read, or `name` cannot name one.
+    fn load_state(&self, name: &str) -> Result<Option<Bytes>, StoreError>;
+
+    /// Keeps a blob under a name in place of the one before, atomically and durably: after a power cut one of the two
+    /// is there, and once this has returned, the new one. One caller at a time for a name.
+    ///
+    /// # Errors
+    /// When it cannot be written, or `name` cannot name one; the blob before is still there then.
+    fn save_state(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError>;
 
     /// Figures for `status` and logs.
     fn stats(&self) -> StoreStats;

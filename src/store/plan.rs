@@ -3,19 +3,45 @@
 //! Whatever plan is chosen, each record is checked against the whole filter afterwards: a plan decides how much is
 //! read, never what is answered.
 
-use crate::protocol::{EventId, Filter, TagLetter};
-
-use super::schema::Prefix;
+use crate::protocol::{EventId, Filter, Kind, PublicKey, TagLetter};
 
 /// Where to look for a filter's matches.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Plan {
+pub enum Plan<'f> {
     /// Nowhere: nothing can match.
     Nothing,
     /// At these ids, one look-up each.
-    Ids(Vec<EventId>),
+    Ids(&'f [EventId]),
     /// In these stretches, merged newest first.
-    Ranges(Vec<Prefix>),
+    Ranges(Vec<Stretch<'f>>),
+}
+
+/// Events that an index keeps together, newest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stretch<'f> {
+    /// Every event.
+    Time,
+    /// An author's events.
+    Author(&'f PublicKey),
+    /// An author's events of a kind.
+    AuthorKind(&'f PublicKey, Kind),
+    /// The events of a kind.
+    Kind(Kind),
+    /// The events with a tag value.
+    Tag(TagLetter, &'f str),
+}
+
+impl Stretch<'_> {
+    /// What the index it lies in goes by, in words.
+    pub fn index(&self) -> &'static str {
+        match self {
+            Stretch::Time => "time",
+            Stretch::Author(_) => "author",
+            Stretch::AuthorKind(..) => "author and kind",
+            Stretch::Kind(_) => "kind",
+            Stretch::Tag(..) => "tag",
+        }
+    }
 }
 
 /// More stretches than this by author and kind cost more to open than reading the authors' other kinds.
@@ -25,17 +51,17 @@ const AUTHOR_KINDS_MAX: usize = 512;
 ///
 /// Ids name single events. A tag that refers to one thing (an event, an address, a quote) has few events a value, an
 /// author has more, a topic or a mentioned person may have very many, a kind most of all.
-pub fn plan(filter: &Filter) -> Plan {
+pub fn plan(filter: &Filter) -> Plan<'_> {
     if filter.matches_nothing() {
         return Plan::Nothing;
     }
     if let Some(ids) = &filter.ids {
-        return Plan::Ids(ids.clone());
+        return Plan::Ids(ids);
     }
     let narrow = narrowest_tag(filter, refers_to_one_thing);
     let ranges = narrow.or_else(|| by_author(filter)).or_else(|| narrowest_tag(filter, |_| true));
-    let ranges = ranges.or_else(|| Some(filter.kinds.as_ref()?.iter().map(|kind| Prefix::kind(*kind)).collect()));
-    Plan::Ranges(ranges.unwrap_or_else(|| vec![Prefix::time()]))
+    let ranges = ranges.or_else(|| Some(filter.kinds.as_ref()?.iter().map(|kind| Stretch::Kind(*kind)).collect()));
+    Plan::Ranges(ranges.unwrap_or_else(|| vec![Stretch::Time]))
 }
 
 /// Tags whose value is one event, address or identifier.
@@ -43,30 +69,29 @@ fn refers_to_one_thing(letter: TagLetter) -> bool {
     matches!(letter.as_byte(), b'e' | b'E' | b'a' | b'A' | b'q' | b'd' | b'i' | b'I' | b'x')
 }
 
-fn narrowest_tag(filter: &Filter, eligible: impl Fn(TagLetter) -> bool) -> Option<Vec<Prefix>> {
+fn narrowest_tag(filter: &Filter, eligible: impl Fn(TagLetter) -> bool) -> Option<Vec<Stretch<'_>>> {
     let eligible = filter.tags.iter().filter(|condition| eligible(condition.letter));
     let narrowest = eligible.min_by_key(|condition| condition.values.len())?;
-    Some(narrowest.values.iter().map(|value| Prefix::tag(narrowest.letter, value)).collect())
+    Some(narrowest.values.iter().map(|value| Stretch::Tag(narrowest.letter, value)).collect())
 }
 
-fn by_author(filter: &Filter) -> Option<Vec<Prefix>> {
+fn by_author(filter: &Filter) -> Option<Vec<Stretch<'_>>> {
     let authors = filter.authors.as_ref()?;
     match &filter.kinds {
         Some(kinds) if authors.len() * kinds.len() <= AUTHOR_KINDS_MAX => {
             let pairs = authors.iter().flat_map(|author| kinds.iter().map(move |kind| (author, *kind)));
-            Some(pairs.map(|(author, kind)| Prefix::author_kind(author, kind)).collect())
+            Some(pairs.map(|(author, kind)| Stretch::AuthorKind(author, kind)).collect())
         }
-        _ => Some(authors.iter().map(Prefix::author).collect()),
+        _ => Some(authors.iter().map(Stretch::Author).collect()),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::{Kind, PublicKey};
 
     #[track_caller]
-    fn check(json: &str, expected: &[Prefix]) {
+    fn check(json: &str, expected: &[Stretch<'_>]) {
         let filter = Filter::from_json(json).expect(json);
         assert_eq!(plan(&filter), Plan::Ranges(expected.to_vec()), "{json}");
     }
@@ -75,16 +100,16 @@ mod tests {
     #[test]
     fn the_narrowest_index_is_chosen() {
         let (author, hex) = (PublicKey([0xab; 32]), "ab".repeat(32));
-        let tag = |letter, value: &str| Prefix::tag(TagLetter::from_byte(letter).expect("letter"), value);
-        check("{}", &[Prefix::time()]);
-        check(r#"{"kinds":[1,7]}"#, &[Prefix::kind(Kind(1)), Prefix::kind(Kind(7))]);
-        check(&format!(r#"{{"authors":["{hex}"]}}"#), &[Prefix::author(&author)]);
-        check(&format!(r#"{{"authors":["{hex}"],"kinds":[3]}}"#), &[Prefix::author_kind(&author, Kind(3))]);
-        check(&format!(r##"{{"authors":["{hex}"],"#t":["x"]}}"##), &[Prefix::author(&author)]);
+        let tag = |letter, value| Stretch::Tag(TagLetter::from_byte(letter).expect("letter"), value);
+        check("{}", &[Stretch::Time]);
+        check(r#"{"kinds":[1,7]}"#, &[Stretch::Kind(Kind(1)), Stretch::Kind(Kind(7))]);
+        check(&format!(r#"{{"authors":["{hex}"]}}"#), &[Stretch::Author(&author)]);
+        check(&format!(r#"{{"authors":["{hex}"],"kinds":[3]}}"#), &[Stretch::AuthorKind(&author, Kind(3))]);
+        check(&format!(r##"{{"authors":["{hex}"],"#t":["x"]}}"##), &[Stretch::Author(&author)]);
         check(&format!(r##"{{"authors":["{hex}"],"#e":["{hex}"]}}"##), &[tag(b'e', &hex)]);
         check(r##"{"#t":["x","y"],"#r":["z"],"kinds":[1]}"##, &[tag(b'r', "z")]);
         assert_eq!(plan(&Filter::from_json(r#"{"kinds":[]}"#).expect("good")), Plan::Nothing);
         let ids = Filter::from_json(&format!(r#"{{"ids":["{hex}"],"kinds":[1]}}"#)).expect("good");
-        assert_eq!(plan(&ids), Plan::Ids(vec![EventId([0xab; 32])]));
+        assert_eq!(plan(&ids), Plan::Ids(&[EventId([0xab; 32])]));
     }
 }

@@ -34,6 +34,7 @@ use crate::protocol::supersede::{Address, Target, Version, deletion_target};
 use crate::protocol::{EventId, Kind, PublicKey, TagLetter};
 
 use super::index::{Change, KEY_BYTES_MAX, Key, Value};
+use super::plan::Stretch;
 use super::record::{ALIGN, GoneVersion, StoredEvent};
 
 /// Version of the layouts on this page. A different one on disk is rebuilt from the log.
@@ -109,6 +110,17 @@ impl Suffix {
 }
 
 impl Prefix {
+    /// Where the index keeps these events together.
+    pub fn of(stretch: Stretch<'_>) -> Self {
+        match stretch {
+            Stretch::Time => Prefix::time(),
+            Stretch::Author(author) => Prefix::author(author),
+            Stretch::AuthorKind(author, kind) => Prefix::author_kind(author, kind),
+            Stretch::Kind(kind) => Prefix::kind(kind),
+            Stretch::Tag(letter, value) => Prefix::tag(letter, value),
+        }
+    }
+
     /// Every event.
     pub fn time() -> Self {
         Prefix(key(&[&[TIME]]))
@@ -132,17 +144,6 @@ impl Prefix {
     /// The events with a tag value.
     pub fn tag(letter: TagLetter, value: &str) -> Self {
         Prefix(key(&[&[TAG, letter.as_byte()], &sha256(&[value.as_bytes()])[..8]]))
-    }
-
-    /// What the index it lies in goes by, in words.
-    pub fn index(&self) -> &'static str {
-        match self.0.as_slice().first() {
-            Some(&TIME) => "time",
-            Some(&AUTHOR) => "author",
-            Some(&AUTHOR_KIND) => "author and kind",
-            Some(&KIND) => "kind",
-            _ => "tag",
-        }
     }
 
     /// First key with `created_at <= until`.

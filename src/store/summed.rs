@@ -16,8 +16,8 @@ use crate::protocol::{Filter, Kind, PublicKey, Visibility};
 use super::embedded::Files;
 
 use super::index::Key;
+use super::matches::EmbeddedScan;
 use super::record::Record;
-use super::scan::EmbeddedScan;
 use super::schema;
 use super::sums::Sums;
 use super::{Progress, Query, Scan, StoreError, Summed, Wanted};
@@ -55,8 +55,7 @@ impl EmbeddedSummed {
         let filter = &query.wanted.first()?.filter;
         let wanted = |filter| Wanted { filter, limit: usize::MAX, whole_seconds: false };
         let private = private_filters(filter, &query.visible)?.into_iter().map(wanted).collect();
-        let scan =
-            EmbeddedScan::new(files.clone(), Query { wanted: private, ..query.clone() }).asked_by(filter.clone());
+        let scan = EmbeddedScan::of(files.clone(), Query { wanted: private, ..query.clone() }).asked_by(filter.clone());
         let end = filter.until.and_then(|until| until.checked_add(1)).map_or(Item::END, Item::at);
         let window = (Item::at(filter.since.unwrap_or(0)), end);
         let stage = Stage::Private(Box::new(scan));

@@ -115,8 +115,9 @@ impl Registry {
             all.push(found.clone());
             return Some(found);
         }
-        let Plan::Ranges(prefixes) = plan(&filter) else { return None };
-        let [prefix] = prefixes[..] else { return None };
+        let Plan::Ranges(stretches) = plan(&filter) else { return None };
+        let [stretch] = stretches[..] else { return None };
+        let prefix = Prefix::of(stretch);
         if !make {
             return None;
         }

@@ -56,20 +56,25 @@ async fn observe(mut client: Client, total: usize) -> Vec<String> {
 /// anew all the time: each round is a beginning of the order of storing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t26_no_gap_and_no_repeat_under_load() {
-    const EVENTS: usize = 600;
-    let relay = Relay::start().await;
+    no_gap_and_no_repeat(&[&Relay::start().await], 600).await;
+}
+
+/// The same for relays on one store, with publishers, observers and readers spread over them, and so many events of each
+/// of three authors.
+pub async fn no_gap_and_no_repeat(relays: &[&Relay], count: usize) {
+    let relay = |number: u64| relays[number as usize % relays.len()];
     let (mut publishers, mut groups) = (JoinSet::new(), Vec::new());
     for author in 0..3 {
         let keys = Keys::new(author);
-        let events: Vec<Event> = (0..EVENTS).map(|n| keys.note(NOW - n as u64 % 7, &n.to_string())).collect();
-        let mut observer = relay.client().await;
+        let events: Vec<Event> = (0..count).map(|n| keys.note(NOW - n as u64 % 7, &n.to_string())).collect();
+        let mut observer = relay(author + 1).client().await;
         observer.req("observer", &[json!({"authors": [keys.hex()]})]).await;
-        let observer = tokio::spawn(observe(observer, EVENTS));
+        let observer = tokio::spawn(observe(observer, count));
         let mut readers = JoinSet::new();
-        for _ in 0..2 {
-            readers.spawn(resubscribe(relay.client().await, keys.hex(), EVENTS));
+        for number in 0..2 {
+            readers.spawn(resubscribe(relay(number).client().await, keys.hex(), count));
         }
-        publishers.spawn(publish_at_full_speed(relay.client().await, events));
+        publishers.spawn(publish_at_full_speed(relay(author).client().await, events));
         groups.push((observer, readers));
     }
     for (observer, readers) in groups {

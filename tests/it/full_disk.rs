@@ -26,7 +26,7 @@ use super::support::stores::{all, once_free, options, query, read};
 use super::support::{Binary, Client, Keys, NOW, json_of, verified};
 
 /// A file system of its own; unmounted when dropped.
-struct Disk {
+pub struct Disk {
     path: PathBuf,
     _dir: Option<TempDir>,
 }
@@ -40,7 +40,7 @@ impl Disk {
     }
 
     /// In place of an empty folder.
-    fn at(path: &Path, mib: u32) -> Option<Disk> {
+    pub fn at(path: &Path, mib: u32) -> Option<Disk> {
         let size = format!("size={mib}m");
         let mount = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(path).output();
         let problem = match mount {
@@ -58,7 +58,7 @@ impl Disk {
     }
 
     /// Fills it but for so many bytes.
-    fn fill_but(&self, free_bytes: u64) {
+    pub fn fill_but(&self, free_bytes: u64) {
         let mut ballast = File::create(self.path.join("ballast")).unwrap();
         let mut filled = 0;
         let error = loop {
@@ -71,7 +71,7 @@ impl Disk {
         ballast.set_len(filled - free_bytes).unwrap();
     }
 
-    fn make_room(&self) {
+    pub fn make_room(&self) {
         std::fs::remove_file(self.path.join("ballast")).unwrap();
     }
 }

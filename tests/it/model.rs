@@ -1,4 +1,5 @@
-//! The embedded store against the plain rules: random histories and questions, with merges and reopenings between.
+//! Stores against the plain rules: random histories and questions, for the embedded store with merges and reopenings
+//! between.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -7,6 +8,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{Index, select, subsequence};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+use sledge::protocol::supersede::Verdict;
 use sledge::protocol::{Event, Filter, Kind, TagLetter, filter::TagCondition};
 use sledge::store::compact::{Pace, compact};
 use sledge::store::embedded::EmbeddedStore;
@@ -199,23 +201,37 @@ fn runner(cases: u32, seed: u8) -> TestRunner {
     TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &[seed; 32]))
 }
 
-/// The store and the rules, side by side.
+/// The embedded store, perhaps another one, and the rules, side by side.
 struct Both {
     dir: TempDir,
     store: Option<Arc<EmbeddedStore>>,
+    other: Option<Arc<dyn Store>>,
     rules: Reference,
     now: u64,
 }
 
+/// Makes another store to hold against the rules, empty; `None`: the embedded one is enough.
+pub type MakeOther<'m> = &'m dyn Fn() -> Option<Arc<dyn Store>>;
+
 impl Both {
-    fn new() -> Both {
+    fn new(other: Option<Arc<dyn Store>>) -> Both {
         let dir = TempDir::new().unwrap();
         let store = Some(Arc::new(open_store(dir.path())));
-        Both { dir, store, rules: Reference::new(), now: NOW }
+        Both { dir, store, other, rules: Reference::new(), now: NOW }
     }
 
     fn store(&self) -> &EmbeddedStore {
         self.store.as_ref().expect("open between the steps")
+    }
+
+    /// All stores.
+    fn stores(&self) -> impl Iterator<Item = &dyn Store> {
+        [self.store() as &dyn Store].into_iter().chain(self.other.as_deref())
+    }
+
+    fn apply(&self, batch: &[&Event]) -> Vec<Vec<Verdict>> {
+        let batch: Vec<_> = batch.iter().map(|event| verified(event)).collect();
+        self.stores().map(|store| store.apply(&batch, self.now).unwrap().verdicts).collect()
     }
 
     fn take(&mut self, step: &Step, events: &[Event]) {
@@ -223,15 +239,16 @@ impl Both {
             Step::Apply(indexes) => {
                 let batch: Vec<&Event> = indexes.iter().map(|index| index.get(events)).collect();
                 let expected: Vec<_> = batch.iter().map(|event| self.rules.apply(event, self.now)).collect();
-                let batch: Vec<_> = batch.into_iter().map(verified).collect();
-                assert_eq!(self.store().apply(&batch, self.now).unwrap().verdicts, expected);
+                self.apply(&batch).into_iter().for_each(|verdicts| assert_eq!(verdicts, expected));
             }
             Step::Remove(indexes) => {
                 let ids: Vec<_> = indexes.iter().map(|index| index.get(events).id).collect();
-                assert_eq!(self.store().remove(&ids, Removal::Operator).unwrap(), self.rules.remove(&ids));
+                let expected = self.rules.remove(&ids);
+                self.stores().for_each(|store| assert_eq!(store.remove(&ids, Removal::Operator).unwrap(), expected));
             }
             Step::Sweep => {
-                assert_eq!(self.store().sweep_expired(self.now, 1_000).unwrap(), self.rules.sweep(self.now));
+                let expected = self.rules.sweep(self.now);
+                self.stores().for_each(|store| assert_eq!(store.sweep_expired(self.now, 1_000).unwrap(), expected));
             }
             Step::Wait(seconds) => self.now += seconds,
             Step::Merge => self.store().merge_index().unwrap(),
@@ -255,12 +272,16 @@ impl Both {
         assert_eq!(report.events, self.store().stats().events);
     }
 
-    /// Asks both, in pages of different sizes, and compares rows, order, ends and counts.
+    /// Asks all, in pages of different sizes, and compares rows, order, ends and counts.
     fn compare(&self, wanted: &[Wanted]) {
+        self.stores().for_each(|store| self.compare_one(store, wanted));
+    }
+
+    fn compare_one(&self, store: &dyn Store, wanted: &[Wanted]) {
         let expected = self.rules.query(wanted, self.now);
         let matching = self.rules.matching(wanted, self.now);
         for page_bytes in [1, 1_500, usize::MAX] {
-            let (rows, end) = read(self.store(), query(wanted, self.now), page_bytes);
+            let (rows, end) = read(store, query(wanted, self.now), page_bytes);
             assert_rows(&rows, &expected, &format!("pages of {page_bytes} bytes"));
             let left_out =
                 matching.iter().filter(|event| !expected.contains(event)).map(|event| event.created_at).max();
@@ -272,7 +293,7 @@ impl Both {
                 Progress::LimitReached => {}
             }
         }
-        assert_eq!(count(self.store(), query(wanted, self.now)), matching.len() as u64, "count");
+        assert_eq!(count(store, query(wanted, self.now)), matching.len() as u64, "count");
     }
 
     fn compare_all(&self) {
@@ -284,9 +305,14 @@ impl Both {
 /// Whatever happens to it, the store holds and answers what the rules say.
 #[test]
 fn the_store_is_its_rules() {
+    stores_are_their_rules(&|| None, 60);
+}
+
+/// The same with another store beside the embedded one, in so many random histories.
+pub fn stores_are_their_rules(other: MakeOther<'_>, cases: u32) {
     let check = |story: Story| {
         let events = story.events();
-        let mut both = Both::new();
+        let mut both = Both::new(other());
         for (step, wanted) in &story.steps {
             both.take(step, &events);
             both.compare(wanted);
@@ -295,12 +321,17 @@ fn the_store_is_its_rules() {
         both.assert_sound();
         Ok(())
     };
-    runner(60, 1).run(&story(), check).unwrap_or_else(|error| panic!("{error}"));
+    runner(cases, 1).run(&story(), check).unwrap_or_else(|error| panic!("{error}"));
 }
 
 /// The order of arrival does not matter: replaceable and addressable events, deletion by address and by id, vanishing.
 #[test]
 fn the_order_of_arrival_does_not_matter() {
+    order_of_arrival_does_not_matter(&|| None, 40);
+}
+
+/// The same with another store beside the embedded one.
+pub fn order_of_arrival_does_not_matter(other: MakeOther<'_>, cases: u32) {
     let strategy = (story(), vec(any::<u64>(), 100));
     let check = |(mut story, salts): (Story, Vec<u64>)| {
         story.shapes.iter_mut().for_each(|shape| shape.expires_in = None);
@@ -314,14 +345,13 @@ fn the_order_of_arrival_does_not_matter() {
         let mut shuffled: Vec<(u64, &Event)> =
             events.iter().enumerate().map(|(n, e)| (salts[n % 100].rotate_left(n as u32), e)).collect();
         shuffled.sort_by_key(|(salt, _)| *salt);
-        let (mut forwards, mut mixed) = (Both::new(), Both::new());
+        let (mut forwards, mut mixed) = (Both::new(other()), Both::new(other()));
         for (both, order) in [
             (&mut forwards, events.iter().collect::<Vec<_>>()),
             (&mut mixed, shuffled.into_iter().map(|(_, e)| e).collect()),
         ] {
             for chunk in order.chunks(5) {
-                let batch: Vec<_> = chunk.iter().map(|event| verified(event)).collect();
-                both.store().apply(&batch, NOW).unwrap();
+                both.apply(chunk);
                 chunk.iter().for_each(|event| _ = both.rules.apply(event, NOW));
             }
             both.compare_all();
@@ -330,7 +360,7 @@ fn the_order_of_arrival_does_not_matter() {
         assert_eq!(ids(&forwards), ids(&mixed));
         Ok(())
     };
-    runner(40, 2).run(&strategy, check).unwrap_or_else(|error| panic!("{error}"));
+    runner(cases, 2).run(&strategy, check).unwrap_or_else(|error| panic!("{error}"));
 }
 
 impl Story {

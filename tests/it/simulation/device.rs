@@ -256,6 +256,7 @@ impl SimDevice {
         let memory = self.memory.as_mut().expect("it runs");
         let own_clock = now.saturating_add_signed(self.skew_ms / 1000) + 900;
         if !self.rules.hold(Rule::ValidityFromTheEvent) && event.created_at > own_clock {
+            memory.unwanted.insert(event.id);
             return (Verdict::Expired, Absorbed::Invalid("in the future of this device's clock"));
         }
         let absorbed = if self.rules.hold(Rule::Floor) {

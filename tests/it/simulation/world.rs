@@ -15,8 +15,10 @@ use crate::support::NOW;
 /// How far ahead of its clock a relay takes events, in seconds.
 const FUTURE_SECS_MAX: u64 = 900;
 const YEAR_MS: i64 = 365 * 86_400_000;
+/// Steps of calm after which a round that still talks will not stop.
+const STEPS_MAX: usize = 60;
 /// Rounds after which a world that still talks will not fall silent.
-const ROUNDS_MAX: usize = 40;
+const ROUNDS_MAX: usize = 12;
 
 /// One relay, its clock right.
 pub struct SimRelay {
@@ -353,7 +355,7 @@ impl World {
     /// Lets everything that is on its way arrive; whether nothing was published.
     fn settle(&mut self) -> bool {
         let mut quiet = true;
-        for _ in 0..400 {
+        for _ in 0..STEPS_MAX {
             while !self.wire.is_empty() {
                 self.deliver_any();
             }

@@ -2,6 +2,8 @@
 
 pub mod binary;
 pub mod client;
+#[cfg(feature = "postgres")]
+pub mod cluster;
 pub mod device;
 pub mod fake;
 pub mod paths;

@@ -40,10 +40,22 @@ impl Relay {
     }
 
     async fn run(config: Arc<Config>, dir: TempDir, clock: Arc<AtomicU64>) -> Relay {
-        let store: Arc<dyn Store> = Arc::new(open_store(dir.path()));
+        Relay::run_over(Arc::new(open_store(dir.path())), config, dir, clock).await
+    }
+
+    async fn run_over(store: Arc<dyn Store>, config: Arc<Config>, dir: TempDir, clock: Arc<AtomicU64>) -> Relay {
         let server = Server::start(Arc::clone(&config), store, Clock::manual(Arc::clone(&clock)));
         let server = soon("the relay to start", server).await.expect("a free port on loopback");
         Relay { server, clock, config, dir }
+    }
+
+    /// Starts on a store that the test has opened; the directory plays no part.
+    #[cfg(feature = "postgres")]
+    pub async fn over(store: Arc<dyn Store>) -> Relay {
+        let mut config = Config { service_url: SERVICE_URL.to_owned(), ..Config::default() };
+        config.listen = ([127, 0, 0, 1], 0).into();
+        let dir = TempDir::new().expect("a temporary directory");
+        Relay::run_over(store, Arc::new(config), dir, Arc::new(AtomicU64::new(NOW))).await
     }
 
     pub async fn client(&self) -> Client {
