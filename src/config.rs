@@ -12,6 +12,7 @@ mod kind_range;
 mod live;
 mod memory;
 mod operation;
+pub mod postgres;
 mod rate;
 mod read;
 mod sync;
@@ -29,6 +30,7 @@ pub use kind_range::{KindRange, KindRangeError};
 pub use live::{Live, Reloaded, reload};
 pub use memory::Memory;
 pub use operation::Operation;
+pub use postgres::Postgres;
 pub use rate::Rate;
 pub use read::{ConfigError, Origin};
 pub use sync::Sync;
@@ -45,7 +47,7 @@ const INDEX_ENTRY_BYTES: usize = 56;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Data directory; see [`Config::store_dir`].
+    /// Data directory (see [`Config::store_dir`]), or the URL of a database (see [`postgres`]).
     pub store: String,
     /// Address and port to listen on.
     pub listen: SocketAddr,
@@ -73,6 +75,8 @@ pub struct Config {
     pub sync: Sync,
     /// The user's own side of the sync engine.
     pub client: Client,
+    /// A database instead of a directory.
+    pub postgres: Postgres,
     /// Where these settings were read, for messages.
     #[serde(skip)]
     pub origin: Origin,

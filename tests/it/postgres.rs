@@ -2,6 +2,8 @@
 //! a database shared by several processes can do.
 
 mod live;
+mod moving;
+mod replica;
 mod trouble;
 
 use std::sync::Arc;

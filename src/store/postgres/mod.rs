@@ -26,8 +26,8 @@ use tokio::runtime::Runtime;
 use super::explain::Explanation;
 use super::{Applied, FromElsewhere, News, Position, Query, Removal, Scan, Store, StoreError, StoreStats};
 use crate::protocol::{Event, EventId, Filter, Verified};
+pub use connect::Options;
 use connect::Pools;
-pub use connect::{Options, without_password};
 use write::Transaction;
 
 /// A store in a database.
