@@ -10,8 +10,10 @@ mod client;
 mod ip_range;
 mod kind_range;
 mod live;
+mod members;
 mod memory;
 mod operation;
+mod plugin;
 pub mod postgres;
 mod rate;
 mod read;
@@ -23,13 +25,15 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use access::{Access, PowRule};
+pub use access::{Access, PowRule, Writers};
 pub use client::Client;
-pub use ip_range::{IpRange, IpRangeError};
+pub use ip_range::{IpRange, IpRangeError, subscriber_line};
 pub use kind_range::{KindRange, KindRangeError};
 pub use live::{Live, Reloaded, reload};
+pub use members::{Members, Trust};
 pub use memory::Memory;
 pub use operation::Operation;
+pub use plugin::{OnFailure, Plugin};
 pub use postgres::Postgres;
 pub use rate::Rate;
 pub use read::{ConfigError, Origin};
@@ -65,6 +69,12 @@ pub struct Config {
     pub operation: Operation,
     /// Who may read and write.
     pub access: Access,
+    /// Invitations and members.
+    pub members: Members,
+    /// The web of trust.
+    pub trust: Trust,
+    /// A program that judges events.
+    pub plugin: Plugin,
     /// The memory budget.
     pub memory: Memory,
     /// How the store works.
@@ -142,6 +152,8 @@ pub struct Limits {
     pub stop_timeout_ms: u64,
     /// Bytes of one WebSocket message (NIP-11 `max_message_length`).
     pub frame_bytes_max: usize,
+    /// Whether messages are compressed for clients that can (RFC 7692).
+    pub compress_messages: bool,
     /// Tags of one event (NIP-11 `max_event_tags`).
     pub event_tags_max: usize,
     /// Characters in the content of one event (NIP-11 `max_content_length`).

@@ -81,7 +81,7 @@ mod tests {
 
     use super::*;
     use crate::cli::testing;
-    use crate::store::{Removal, Store};
+    use crate::store::Removal;
 
     /// What was deleted is gone from the file, what is left can still be read.
     #[test]

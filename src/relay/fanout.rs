@@ -26,7 +26,7 @@ use bytes::Bytes;
 
 use super::counters::Counters;
 use super::lock;
-use super::outbox::{Outbox, Outgoing, Serial};
+use super::outbox::{LiveEvent, Outbox, Outgoing, Serial};
 use crate::protocol::slot;
 use crate::protocol::visibility::PrivateKinds;
 use crate::protocol::{Event, Filter, Verified, Visibility};
@@ -182,6 +182,7 @@ impl Registry {
         let audience = self.private.audience(event);
         let is_settings = slot::is_version(event);
         let asks = |filter: &Filter| filter.matches(event) && (!is_settings || slot::is_asked_for(filter));
+        let mut shared = None;
         let mut delivered = 0;
         let mut ask = |slot: u32| {
             let subscription = slots[slot as usize].as_mut().expect("terms name slots that are taken");
@@ -191,7 +192,8 @@ impl Registry {
             subscription.asked = number;
             let may_see = audience.as_ref().is_none_or(|audience| subscription.visible.is_among(audience));
             if may_see && subscription.filters.iter().any(asks) {
-                subscription.outbox.push(Outgoing::Live { serial: subscription.serial, json: json.clone() });
+                let shared = shared.get_or_insert_with(|| LiveEvent::new(json.clone()));
+                subscription.outbox.push(Outgoing::Live { serial: subscription.serial, event: shared.clone() });
                 delivered += 1;
             }
         };

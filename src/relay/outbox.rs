@@ -9,7 +9,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -36,9 +36,30 @@ pub enum Outgoing {
     Live {
         /// The subscription.
         serial: Serial,
-        /// The event's JSON, one copy for all receivers.
-        json: Bytes,
+        /// The event, one copy for all receivers.
+        event: Arc<LiveEvent>,
     },
+}
+
+/// A live event, shared by the outboxes of all its receivers.
+#[derive(Debug)]
+pub struct LiveEvent {
+    /// Its JSON.
+    pub json: Bytes,
+    /// The same in the form that the first receiver needed whose connection packs its messages.
+    packed: OnceLock<Box<[u8]>>,
+}
+
+impl LiveEvent {
+    /// Not packed yet.
+    pub fn new(json: Bytes) -> Arc<Self> {
+        Arc::new(LiveEvent { json, packed: OnceLock::new() })
+    }
+
+    /// The packed form; `pack` makes it from the JSON, once for all receivers.
+    pub fn packed(&self, pack: impl FnOnce(&[u8]) -> Box<[u8]>) -> &[u8] {
+        self.packed.get_or_init(|| pack(&self.json))
+    }
 }
 
 /// What [`Outbox::poll_take`] finds.
@@ -50,6 +71,8 @@ pub enum Taken {
     Overflow,
     /// The relay is stopping: answer what was accepted, then close.
     Stop,
+    /// The client's address was blocked: the connection must be closed.
+    Expelled,
 }
 
 /// Queue of one connection.
@@ -71,6 +94,7 @@ struct Queue {
     overflow: bool,
     closed: bool,
     stop: bool,
+    expelled: bool,
 }
 
 /// Memory of a queued live event beside its JSON, which is shared.
@@ -125,6 +149,12 @@ impl Outbox {
         self.taker.wake();
     }
 
+    /// Has the connection closed at once: its address was blocked.
+    pub fn expel(&self) {
+        lock(&self.queue).expelled = true;
+        self.taker.wake();
+    }
+
     /// Drops what is queued and all that is still to come.
     pub fn close(&self) {
         let mut queue = lock(&self.queue);
@@ -142,6 +172,9 @@ impl Outbox {
     pub fn poll_take(&self, cx: &mut Context<'_>, bytes_max: usize, batch: &mut Vec<Outgoing>) -> Poll<Taken> {
         self.taker.register(cx.waker());
         let mut queue = lock(&self.queue);
+        if queue.expelled {
+            return Poll::Ready(Taken::Expelled);
+        }
         if queue.overflow {
             return Poll::Ready(Taken::Overflow);
         }
@@ -174,14 +207,14 @@ impl Outgoing {
             Outgoing::Answer(text) => text.len(),
             Outgoing::Page(page) => page.rows.iter().map(|row| row.json.len()).sum(),
             Outgoing::Negotiated(negotiated) => negotiated.bytes(),
-            Outgoing::Live { json, .. } => json.len(),
+            Outgoing::Live { event, .. } => event.json.len(),
         }
     }
 
     /// What counts towards the bound on live events.
     fn live_bytes(&self) -> usize {
         match self {
-            Outgoing::Live { json, .. } => json.len() + LIVE_OVERHEAD_BYTES,
+            Outgoing::Live { event, .. } => event.json.len() + LIVE_OVERHEAD_BYTES,
             Outgoing::Answer(_) | Outgoing::Page(_) | Outgoing::Negotiated(_) => 0,
         }
     }
@@ -218,7 +251,7 @@ pub(crate) mod tests {
     }
 
     fn live(bytes: usize) -> Outgoing {
-        Outgoing::Live { serial: 1, json: vec![b'x'; bytes].into() }
+        Outgoing::Live { serial: 1, event: LiveEvent::new(vec![b'x'; bytes].into()) }
     }
 
     /// Live events beyond the bound end the connection and free the memory at once; answers do not count.
@@ -240,7 +273,9 @@ pub(crate) mod tests {
     #[test]
     fn portions_keep_order_and_account() {
         let outbox = Outbox::new(1, 1 << 20);
-        (0..5).for_each(|serial| outbox.push(Outgoing::Live { serial, json: Bytes::from_static(b"{}") }));
+        (0..5).for_each(|serial| {
+            outbox.push(Outgoing::Live { serial, event: LiveEvent::new(Bytes::from_static(b"{}")) })
+        });
         let mut batch = Vec::new();
         let mut cx = Context::from_waker(Waker::noop());
         assert_eq!(outbox.poll_take(&mut cx, 3, &mut batch), Poll::Ready(Taken::Some));

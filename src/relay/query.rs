@@ -129,6 +129,11 @@ impl Job {
         Job { serial, outbox, task, stage: Stage::New(query), worked: Duration::ZERO, asked, asked_at, rows: 0 }
     }
 
+    /// The subscription or count that asked.
+    pub fn serial(&self) -> Serial {
+        self.serial
+    }
+
     fn asks_nothing(&self) -> bool {
         matches!(&self.stage, Stage::New(query) if query.wanted.is_empty())
     }
@@ -563,6 +568,14 @@ mod tests {
 
         fn scan(&self, _query: Query) -> Result<Box<dyn Scan>, StoreError> {
             Ok(Box::new(Stuck { panics: self.panics }))
+        }
+
+        fn load_state(&self, _name: &str) -> Result<Option<bytes::Bytes>, StoreError> {
+            Ok(None)
+        }
+
+        fn save_state(&self, _name: &str, _bytes: &[u8]) -> Result<(), StoreError> {
+            Err(StoreError::DiskFull)
         }
 
         fn stats(&self) -> StoreStats {

@@ -10,12 +10,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_util::Stream;
 use tokio::time::{Instant, Sleep};
-use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::error::{CapacityError, Error as WsError};
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
-use tokio_tungstenite::tungstenite::protocol::{Message, Role, WebSocketConfig};
 
 use super::frames::Frames;
 use super::http::{Client, Shaken};
@@ -24,17 +20,15 @@ use super::negotiations::Call;
 use super::peer::{Action, Peer};
 use super::rate::Meter;
 use super::rate::meter::{Conduct, PAUSE};
+use super::reader::{Broken, Received};
 use super::wire::Wire;
-use crate::auth::{Challenge, Session};
+use crate::auth::{Authority, Challenge, Session};
 use crate::protocol::Event;
 use crate::protocol::message::{self, ClientMessage};
 use crate::relay::Relay;
 use crate::relay::outbox::{Outbox, Outgoing, Serial, Taken};
 use crate::relay::query::Job;
 use crate::relay::writer::Submission;
-
-/// Bytes read from the socket in one go. Allocated for every connection; larger messages grow it for their duration.
-const READ_BUFFER_BYTES: usize = 2 * 1024;
 
 /// Bytes of messages that are framed before they are written.
 const WRITE_BATCH_BYTES: usize = 64 * 1024;
@@ -47,7 +41,7 @@ pub struct Connection {
     relay: Arc<Relay>,
     outbox: Arc<Outbox>,
     client: Client,
-    socket: WebSocketStream<Wire>,
+    wire: Wire,
     peer: Peer,
     meter: Meter,
     /// Until when the socket is not read, after too much was asked for.
@@ -68,7 +62,7 @@ pub struct Connection {
 /// What happened.
 enum Step {
     /// The client said something, or the socket came to an end.
-    Received(Option<Result<Message, WsError>>),
+    Received(Option<Result<Received, Broken>>),
     /// Something is to be sent.
     Taken(Taken, Vec<Outgoing>),
     /// Somebody has been silent for long.
@@ -88,28 +82,22 @@ enum End {
 
 impl Connection {
     /// A connection on a socket that has shaken hands.
-    pub async fn new(relay: Arc<Relay>, outbox: Arc<Outbox>, meter: Meter, shaken: Shaken) -> Connection {
-        let Shaken { socket, read, mut client } = shaken;
+    pub fn new(relay: Arc<Relay>, outbox: Arc<Outbox>, meter: Meter, shaken: Shaken) -> Connection {
+        let Shaken { socket, read, deflate, mut client } = shaken;
         let config = relay.config();
         let limits = &config.limits;
-        let settings = WebSocketConfig::default()
-            .read_buffer_size(READ_BUFFER_BYTES)
-            .write_buffer_size(0)
-            .max_message_size(Some(limits.frame_bytes_max))
-            .max_frame_size(Some(limits.frame_bytes_max));
         let idle = Idle::new(limits.idle_ping(), limits.idle_timeout(), Instant::now());
         let timer = Box::pin(tokio::time::sleep_until(idle.next()));
         let session = Session::new(Challenge::new(secp256k1::rand::random()), client.reached.take());
         let session = if client.is_operator { session.of_operator() } else { session };
         let peer = Peer::new(config.clone(), relay.gate().clone(), session);
-        let mut wire = Wire::new(socket);
+        let mut wire = Wire::new(socket, &read, limits.frame_bytes_max, deflate);
         wire.frames.text(&peer.greeting());
-        let socket = WebSocketStream::from_partially_read(wire, read.into(), Role::Server, Some(settings)).await;
         Connection {
             relay,
             outbox,
             client,
-            socket,
+            wire,
             peer,
             meter,
             paused_until: None,
@@ -142,7 +130,7 @@ impl Connection {
             self.frames().close(code, reason);
         }
         // Whether the client hears the end is its own matter.
-        let _ = tokio::time::timeout(LINGER, self.socket.get_mut().finish()).await;
+        let _ = tokio::time::timeout(LINGER, self.wire.finish()).await;
     }
 
     /// Ends everything that the relay does for this connection.
@@ -153,7 +141,7 @@ impl Connection {
     }
 
     fn frames(&mut self) -> &mut Frames {
-        &mut self.socket.get_mut().frames
+        &mut self.wire.frames
     }
 
     fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
@@ -172,15 +160,11 @@ impl Connection {
                 return step;
             }
         }
-        // Reading may have made tungstenite answer a ping.
-        if let Poll::Ready(Err(error)) = self.poll_drain(cx) {
-            return Poll::Ready(Step::Broken(error));
-        }
         self.timer.as_mut().poll(cx).map(|()| Step::Timer)
     }
 
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let wire = self.socket.get_mut();
+        let wire = &mut self.wire;
         let waiting = wire.frames.unwritten().len();
         let drained = wire.poll_drain(cx);
         self.relay.counters().sent_bytes.add(waiting - wire.frames.unwritten().len());
@@ -195,7 +179,7 @@ impl Connection {
     fn poll_socket(&mut self, cx: &mut Context<'_>, writable: bool) -> Poll<Step> {
         let submitted = self.relay.poll_submit(cx, &mut self.submission).is_ready();
         if writable && submitted && !self.stopping && self.paused_until.is_none() && self.peer.wants_input() {
-            return Pin::new(&mut self.socket).poll_next(cx).map(Step::Received);
+            return self.wire.poll_receive(cx).map(Step::Received);
         }
         Poll::Pending
     }
@@ -214,11 +198,13 @@ impl Connection {
     }
 
     fn step(&mut self, step: Step) -> Result<(), End> {
+        self.frames().begin_batch();
         match step {
             Step::Received(received) => self.receive(received)?,
             Step::Taken(Taken::Some, batch) => batch.into_iter().try_for_each(|message| self.send(message))?,
             Step::Taken(Taken::Overflow, _) => return Err(self.too_slow()),
             Step::Taken(Taken::Stop, _) => self.stopping = true,
+            Step::Taken(Taken::Expelled, _) => return Err(End::ByRelay(CloseCode::Policy, "blocked")),
             Step::Timer => {
                 self.paused_until = None;
                 self.check_idle()?;
@@ -237,10 +223,10 @@ impl Connection {
         Ok(())
     }
 
-    fn receive(&mut self, received: Option<Result<Message, WsError>>) -> Result<(), End> {
+    fn receive(&mut self, received: Option<Result<Received, Broken>>) -> Result<(), End> {
         self.idle.seen(Instant::now());
         match received {
-            Some(Ok(Message::Text(text))) => {
+            Some(Ok(Received::Text(text))) => {
                 let counters = self.relay.counters();
                 counters.messages.add(1);
                 counters.message_bytes.add(text.len());
@@ -251,17 +237,22 @@ impl Connection {
                 self.act(action)?;
                 self.go_by(conduct)?;
             }
-            Some(Ok(Message::Binary(_))) => {
+            Some(Ok(Received::Binary)) => {
+                self.go_by(self.meter.control(Instant::now()))?;
                 self.frames().text(&message::notice("invalid: this relay reads text messages only"));
             }
-            // tungstenite has answered a ping and acknowledges a close; the end of the stream follows that.
-            Some(Ok(_)) => {}
-            Some(Err(error)) => {
-                let end = end_of(&error);
-                if matches!(end, End::ByRelay(..)) {
-                    self.meter.broken(Instant::now());
-                }
-                return Err(end);
+            Some(Ok(Received::Ping(payload))) => {
+                self.go_by(self.meter.control(Instant::now()))?;
+                self.frames().pong(&payload);
+            }
+            Some(Ok(Received::Pong)) => self.go_by(self.meter.control(Instant::now()))?,
+            Some(Ok(Received::Close(code))) => {
+                self.frames().close_in_return(code);
+                return Err(End::ByClient);
+            }
+            Some(Err(broken)) => {
+                self.meter.broken(Instant::now());
+                return Err(end_of(broken));
             }
             None => return Err(End::ByClient),
         }
@@ -317,7 +308,8 @@ impl Connection {
     }
 
     fn authenticate(&mut self, event: Event) {
-        let (answer, sees_more) = self.peer.authenticate(event, self.relay.now());
+        let own = Authority::of_url(&self.relay.config().service_url);
+        let (answer, sees_more) = self.peer.authenticate(event, own.as_ref(), self.relay.now());
         self.frames().text(&answer);
         if sees_more {
             self.relay.widen(&self.outbox, self.peer.serials(), &self.peer.visible());
@@ -327,8 +319,11 @@ impl Connection {
 
     fn publish(&mut self, event: Event) -> Result<(), End> {
         let id = event.id;
-        match self.relay.check(event, &self.peer.sender(self.client.ip)) {
-            Ok(event) => self.submission = Some(Box::new(Submission { event, reply: self.outbox.clone() })),
+        let sender = self.peer.sender(self.client.ip);
+        match self.relay.check(event, &sender) {
+            Ok(event) => {
+                self.submission = Some(Box::new(Submission { event, reply: self.outbox.clone(), sender }));
+            }
             Err(rejection) => {
                 let (accepted, text) = (rejection.is_accepted(), rejection.to_string());
                 self.relay.counters().answered(accepted, &text);
@@ -341,14 +336,14 @@ impl Connection {
     }
 
     fn send(&mut self, message: Outgoing) -> Result<(), End> {
-        let frames = &mut self.socket.get_mut().frames;
+        let frames = &mut self.wire.frames;
         match message {
             Outgoing::Answer(text) => {
                 frames.text(&text);
                 self.peer.answered();
             }
-            Outgoing::Live { serial, json } => {
-                if self.peer.live(serial, json, frames).is_err() {
+            Outgoing::Live { serial, event } => {
+                if self.peer.live(serial, event, frames).is_err() {
                     return Err(self.too_slow());
                 }
             }
@@ -377,7 +372,7 @@ impl Connection {
             Patience::Ping => self.frames().ping(),
             Patience::End => return Err(End::ByRelay(CloseCode::Policy, "silent for too long")),
         }
-        self.peer.negotiations().expire(Instant::now(), &mut self.socket.get_mut().frames);
+        self.peer.negotiations().expire(Instant::now(), &mut self.wire.frames);
         self.set_timer();
         Ok(())
     }
@@ -396,14 +391,11 @@ impl Drop for Connection {
     }
 }
 
-/// What an error of the WebSocket layer means for the connection; none of them can be gone on after.
-fn end_of(error: &WsError) -> End {
-    match error {
-        WsError::Capacity(CapacityError::MessageTooLong { .. }) => {
-            End::ByRelay(CloseCode::Size, "larger than a message may be")
-        }
-        WsError::Utf8(_) => End::ByRelay(CloseCode::Invalid, "not UTF-8"),
-        WsError::Protocol(_) => End::ByRelay(CloseCode::Protocol, "not the WebSocket protocol"),
-        _ => End::ByClient,
+/// What the relay says to a client whose frames cannot be gone on after.
+fn end_of(broken: Broken) -> End {
+    match broken {
+        Broken::TooLarge => End::ByRelay(CloseCode::Size, "larger than a message may be"),
+        Broken::NotText => End::ByRelay(CloseCode::Invalid, "not UTF-8"),
+        Broken::Protocol(_) => End::ByRelay(CloseCode::Protocol, "not the WebSocket protocol"),
     }
 }

@@ -3,11 +3,17 @@
 
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
+use super::deflate::{self, Agreed, Batch, COMPRESS_BYTES_MIN};
+use crate::relay::outbox::LiveEvent;
+
 const TEXT: u8 = 0x1;
 const CLOSE: u8 = 0x8;
 const PING: u8 = 0x9;
+const PONG: u8 = 0xa;
 /// Every frame is the only one of its message.
 const FINAL: u8 = 0x80;
+/// The message is compressed (RFC 7692).
+const COMPRESSED: u8 = 0x40;
 
 /// Longest header of a server's frame.
 const HEADER_BYTES_MAX: usize = 10;
@@ -17,9 +23,23 @@ const HEADER_BYTES_MAX: usize = 10;
 pub struct Frames {
     bytes: Vec<u8>,
     written: usize,
+    /// How messages are compressed, if that was agreed on.
+    deflate: Option<Agreed>,
+    /// The messages that may refer to each other.
+    batch: Option<Batch>,
 }
 
 impl Frames {
+    /// For a client with which this was agreed on.
+    pub fn new(deflate: Option<Agreed>) -> Self {
+        Frames { deflate, ..Frames::default() }
+    }
+
+    /// Compressed messages refer to none from before this. To be called whenever another connection may have had its turn.
+    pub fn begin_batch(&mut self) {
+        self.batch = None;
+    }
+
     /// Makes room for `frames` frames with `bytes` bytes of payload in all.
     pub fn reserve(&mut self, bytes: usize, frames: usize) {
         self.bytes.reserve(bytes + frames * (HEADER_BYTES_MAX + 1));
@@ -27,22 +47,67 @@ impl Frames {
 
     /// Adds a text message.
     pub fn text(&mut self, text: &str) {
-        self.header(TEXT, text.len());
-        self.bytes.extend_from_slice(text.as_bytes());
+        self.message(&[text.as_bytes()]);
     }
 
     /// Adds `["EVENT",id,event]`, given the part before the event as [`crate::protocol::message::event_prefix`] makes
     /// it.
     pub fn event(&mut self, prefix: &str, json: &[u8]) {
-        self.header(TEXT, prefix.len() + json.len() + 1);
-        self.bytes.extend_from_slice(prefix.as_bytes());
-        self.bytes.extend_from_slice(json);
-        self.bytes.push(b']');
+        self.message(&[prefix.as_bytes(), json, b"]"]);
+    }
+
+    /// As [`Frames::event`], for an event that goes to many: where messages are compressed, this one is for all of them at
+    /// once.
+    pub fn live(&mut self, prefix: &str, event: &LiveEvent) {
+        let stored = deflate::stored_block(prefix.as_bytes());
+        match (self.deflate, stored) {
+            (Some(_), Some(stored)) if event.json.len() >= COMPRESS_BYTES_MIN => {
+                let pack = |json: &[u8]| deflate::deflate(&[json, b"]"], None, |packed| Box::from(packed));
+                let packed = event.packed(pack);
+                self.header(COMPRESSED | TEXT, stored.len() + prefix.len() + packed.len());
+                for part in [&stored, prefix.as_bytes(), packed] {
+                    self.bytes.extend_from_slice(part);
+                }
+                // The client's window has moved on without the thread's compressor.
+                self.batch = None;
+            }
+            _ => self.event(prefix, &event.json),
+        }
+    }
+
+    /// Adds a text message that comes in parts.
+    fn message(&mut self, parts: &[&[u8]]) {
+        let len = parts.iter().map(|part| part.len()).sum();
+        let Some(Agreed { takeover }) = self.deflate.filter(|_| len >= COMPRESS_BYTES_MIN) else {
+            self.header(TEXT, len);
+            return parts.iter().for_each(|part| self.bytes.extend_from_slice(part));
+        };
+        if takeover && self.batch.is_none() {
+            self.batch = Some(Batch::begin());
+        }
+        deflate::deflate(parts, self.batch, |packed| {
+            self.header(COMPRESSED | TEXT, packed.len());
+            self.bytes.extend_from_slice(packed);
+        });
     }
 
     /// Adds a ping without payload.
     pub fn ping(&mut self) {
         self.header(PING, 0);
+    }
+
+    /// Adds the answer to a ping.
+    pub fn pong(&mut self, payload: &[u8]) {
+        self.header(PONG, payload.len());
+        self.bytes.extend_from_slice(payload);
+    }
+
+    /// Adds the answer to a close frame; nothing may follow it.
+    pub fn close_in_return(&mut self, code: Option<CloseCode>) {
+        match code {
+            Some(code) => self.close(code, ""),
+            None => self.header(CLOSE, 0),
+        }
     }
 
     /// Adds a close frame; nothing may follow it. `reason` has at most 123 bytes.
@@ -51,11 +116,6 @@ impl Frames {
         self.header(CLOSE, 2 + reason.len());
         self.bytes.extend_from_slice(&u16::from(code).to_be_bytes());
         self.bytes.extend_from_slice(reason.as_bytes());
-    }
-
-    /// Adds bytes that are whole frames already.
-    pub fn raw(&mut self, frames: &[u8]) {
-        self.bytes.extend_from_slice(frames);
     }
 
     /// What is still to be written.
@@ -68,12 +128,12 @@ impl Frames {
         self.written += len;
         if self.written >= self.bytes.len() {
             // The memory goes too: most connections are silent most of the time.
-            *self = Frames::default();
+            *self = Frames { deflate: self.deflate, batch: self.batch, ..Frames::default() };
         }
     }
 
-    fn header(&mut self, opcode: u8, len: usize) {
-        self.bytes.push(FINAL | opcode);
+    fn header(&mut self, first: u8, len: usize) {
+        self.bytes.push(FINAL | first);
         match len {
             0..=125 => self.bytes.push(len as u8),
             126..=0xffff => {
@@ -138,5 +198,53 @@ pub(crate) mod tests {
         assert_eq!(frames.unwritten(), b"ello");
         frames.advance(4);
         assert_eq!((frames.unwritten().len(), frames.bytes.capacity()), (0, 0));
+    }
+
+    /// The texts of compressed frames, as a client that keeps its window reads them, and the bytes of all frames.
+    fn read_compressed(frames: &Frames) -> (Vec<String>, usize) {
+        let mut window = flate2::Decompress::new(false);
+        let (mut bytes, mut texts) = (frames.unwritten(), Vec::new());
+        while let [first, len, rest @ ..] = bytes {
+            let (len, rest) = match len {
+                126 => (usize::from(u16::from_be_bytes([rest[0], rest[1]])), &rest[2..]),
+                len => (usize::from(*len), rest),
+            };
+            let (payload, rest) = rest.split_at(len);
+            let mut text = Vec::with_capacity(100_000);
+            if first & COMPRESSED == 0 {
+                text.extend_from_slice(payload);
+            } else {
+                let whole = [payload, &[0, 0, 0xff, 0xff]].concat();
+                window.decompress_vec(&whole, &mut text, flate2::FlushDecompress::Sync).unwrap();
+            }
+            texts.push(String::from_utf8(text).unwrap());
+            bytes = rest;
+        }
+        (texts, frames.unwritten().len())
+    }
+
+    /// Short messages go as they are, long ones compressed; live ones are compressed once for all and mix with the others,
+    /// with and without a shared context.
+    #[test]
+    fn compressed_messages_are_read_by_a_client() {
+        let json = format!("{{\"content\":\"{}\"}}", "hello, sledge ".repeat(30));
+        let event = LiveEvent::new(json.clone().into_bytes().into());
+        let prefix = "[\"EVENT\",\"s\",";
+        let lens = [Some(true), Some(false), None].map(|takeover| {
+            let mut frames = Frames::new(takeover.map(|takeover| Agreed { takeover }));
+            frames.text("[\"EOSE\",\"s\"]");
+            frames.event(prefix, json.as_bytes());
+            frames.event(prefix, json.as_bytes());
+            frames.live(prefix, &event);
+            frames.begin_batch();
+            frames.live("[\"EVENT\",\"other\",", &event);
+            frames.event(prefix, json.as_bytes());
+            let whole = format!("{prefix}{json}]");
+            let other = format!("[\"EVENT\",\"other\",{json}]");
+            let (texts, len) = read_compressed(&frames);
+            assert_eq!(texts, ["[\"EOSE\",\"s\"]", &whole, &whole, &whole, &other, &whole]);
+            len
+        });
+        assert!(lens[0] < lens[1] && lens[1] * 3 < lens[2], "{lens:?}");
     }
 }

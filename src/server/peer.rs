@@ -6,18 +6,17 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::frames::Frames;
 use super::negotiations::{Call, Negotiations};
-use crate::auth::{Gate, Session};
+use crate::auth::{Authority, Gate, Session};
 use crate::config::{Config, Limits};
 use crate::protocol::message::{self, ClientMessage, EoseHint, Refusal};
 use crate::protocol::{Event, Filter, SubscriptionId, Visibility};
 use crate::relay::ingest::{Sender, Source};
 use crate::relay::negotiation::Negotiated;
-use crate::relay::outbox::Serial;
+use crate::relay::outbox::{LiveEvent, Serial};
 use crate::relay::query::{Job, Page, PageEnd};
 
 /// What a client's message calls for.
@@ -98,7 +97,7 @@ struct Subscription {
     /// List items in its filters.
     values: usize,
     /// Live events that came before the stored ones were all sent; `None` once they were.
-    catching_up: Option<Vec<Bytes>>,
+    catching_up: Option<Vec<Arc<LiveEvent>>>,
 }
 
 impl Peer {
@@ -136,10 +135,11 @@ impl Peer {
         self.gate.visible_to(&self.session)
     }
 
-    /// Judges an `AUTH` event: the `OK` for it, and whether the client may see more now. `now` is in seconds since 1970.
-    pub fn authenticate(&mut self, event: Event, now: u64) -> (String, bool) {
+    /// Judges an `AUTH` event: the `OK` for it, and whether the client may see more now. `own` is the relay's public
+    /// name, `now` is in seconds since 1970.
+    pub fn authenticate(&mut self, event: Event, own: Option<&Authority>, now: u64) -> (String, bool) {
         let (id, keys_before) = (event.id, self.session.keys().len());
-        let answer = match self.session.authenticate(event, self.gate.own(), now) {
+        let answer = match self.session.authenticate(event, own, now) {
             Ok(()) => message::ok(&id, true, ""),
             Err(error) => message::ok(&id, false, &error.to_string()),
         };
@@ -303,7 +303,7 @@ impl Peer {
 
     fn forget(&mut self, index: usize) -> Serial {
         let subscription = self.subscriptions.remove(index);
-        self.held_live_bytes -= subscription.catching_up.iter().flatten().map(Bytes::len).sum::<usize>();
+        self.held_live_bytes -= subscription.catching_up.iter().flatten().map(|event| event.json.len()).sum::<usize>();
         subscription.serial
     }
 
@@ -320,7 +320,7 @@ impl Peer {
         if item_count(filters) > limits.filter_values_max {
             return Some(format!("error: at most {} values in all filters are accepted", limits.filter_values_max));
         }
-        self.gate.refuse(filters, &self.session).map(str::to_owned)
+        self.gate.refuse(filters, &self.session, &self.config.access).map(str::to_owned)
     }
 
     fn subscription_problem(&self, filters: &[Filter]) -> Option<String> {
@@ -345,17 +345,17 @@ impl Peer {
     ///
     /// # Errors
     /// [`TooSlow`]: the connection must be closed.
-    pub fn live(&mut self, serial: Serial, json: Bytes, frames: &mut Frames) -> Result<(), TooSlow> {
+    pub fn live(&mut self, serial: Serial, event: Arc<LiveEvent>, frames: &mut Frames) -> Result<(), TooSlow> {
         let Some(index) = self.find(serial) else {
             return Ok(());
         };
         let subscription = &mut self.subscriptions[index];
         let Some(held) = &mut subscription.catching_up else {
-            frames.event(&subscription.prefix, &json);
+            frames.live(&subscription.prefix, &event);
             return Ok(());
         };
-        self.held_live_bytes += json.len();
-        held.push(json);
+        self.held_live_bytes += event.json.len();
+        held.push(event);
         if self.held_live_bytes > self.config.limits.live_queue_bytes_max { Err(TooSlow) } else { Ok(()) }
     }
 
@@ -393,9 +393,9 @@ impl Peer {
     fn end_of_stored(&mut self, index: usize, hint: EoseHint, frames: &mut Frames) {
         let subscription = &mut self.subscriptions[index];
         frames.text(&message::eose(&subscription.id, hint));
-        for json in subscription.catching_up.take().into_iter().flatten() {
-            self.held_live_bytes -= json.len();
-            frames.event(&subscription.prefix, &json);
+        for event in subscription.catching_up.take().into_iter().flatten() {
+            self.held_live_bytes -= event.json.len();
+            frames.live(&subscription.prefix, &event);
         }
     }
 
@@ -415,8 +415,10 @@ fn item_count(filters: &[Filter]) -> usize {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use bytes::Bytes;
+
     use super::*;
-    use crate::auth::{Authority, Challenge};
+    use crate::auth::Challenge;
     use crate::protocol::EventId;
     use crate::protocol::testing::{Author, NOW};
     use crate::server::frames::tests::read;
@@ -467,7 +469,7 @@ mod tests {
     }
 
     fn live(peer: &mut Peer, serial: Serial, json: &'static str, frames: &mut Frames) -> Result<(), TooSlow> {
-        peer.live(serial, Bytes::from_static(json.as_bytes()), frames)
+        peer.live(serial, LiveEvent::new(Bytes::from_static(json.as_bytes())), frames)
     }
 
     /// At the cap a new id is refused and a known one replaces; a COUNT takes no place (T23).
@@ -608,11 +610,13 @@ mod tests {
         let Action::Authenticate(note) = peer.receive(&event_message().replacen("EVENT", "AUTH", 1)) else {
             panic!("AUTH is for the session");
         };
-        assert!(peer.authenticate(*note, NOW).0.contains(",false,\"invalid: an AUTH event has kind 22242, not 1\""));
+        assert!(
+            peer.authenticate(*note, None, NOW).0.contains(",false,\"invalid: an AUTH event has kind 22242, not 1\"")
+        );
         let tags = [vec!["relay", "ws://localhost:7777"], vec!["challenge", "07070707070707070707070707070707"]];
         let proof = Author::new(1).event(22_242, NOW, &tags, "");
-        assert_eq!(peer.authenticate(proof.clone(), NOW), (message::ok(&proof.id, true, ""), true));
-        assert_eq!(peer.authenticate(proof.clone(), NOW), (message::ok(&proof.id, true, ""), false));
+        assert_eq!(peer.authenticate(proof.clone(), None, NOW), (message::ok(&proof.id, true, ""), true));
+        assert_eq!(peer.authenticate(proof.clone(), None, NOW), (message::ok(&proof.id, true, ""), false));
         assert_eq!(peer.session.keys()[..], [proof.pubkey]);
         serial_of(peer.receive(inbox));
     }

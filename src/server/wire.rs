@@ -1,16 +1,25 @@
-//! The socket below the WebSocket: reads go through, writes wait in [`Frames`] until the connection has them written.
-//!
-//! tungstenite reads, unmasks and checks the client's frames and answers pings and closes by itself. What it writes is
-//! added to the same buffer as the relay's own frames, whole frames in order.
+//! The socket of a connection, with the two halves of the WebSocket protocol on it: [`Reader`] makes messages of what
+//! comes in, and what goes out waits in [`Frames`] until the socket takes it. Neither holds memory in silence.
 
+use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::deflate::Agreed;
 use super::frames::Frames;
+use super::reader::{Broken, Reader, Received};
+
+/// Bytes read from a socket in one go, into memory that all connections of a thread share.
+const READ_BYTES: usize = 16 * 1024;
+
+thread_local! {
+    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES].into());
+}
 
 /// Bytes thrown away at most while a closed connection's client finishes what it was sending.
 const LINGER_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -22,14 +31,40 @@ const LINGER_READ_BYTES: usize = 4 * 1024;
 #[derive(Debug)]
 pub struct Wire {
     socket: TcpStream,
+    reader: Reader,
     /// What is to be written.
     pub frames: Frames,
 }
 
 impl Wire {
-    /// A socket with nothing to write.
-    pub fn new(socket: TcpStream) -> Self {
-        Wire { socket, frames: Frames::default() }
+    /// A socket with nothing to write, for messages of up to `message_bytes_max` bytes. `read` is what came behind the
+    /// handshake.
+    pub fn new(socket: TcpStream, read: &Bytes, message_bytes_max: usize, deflate: Option<Agreed>) -> Self {
+        let mut reader = Reader::new(message_bytes_max, deflate.is_some());
+        reader.push(read);
+        Wire { socket, reader, frames: Frames::new(deflate) }
+    }
+
+    /// The next message; `None` at the end of the stream, whoever ended it.
+    pub fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Received, Broken>>> {
+        loop {
+            if let Some(received) = self.reader.take().transpose() {
+                return Poll::Ready(Some(received));
+            }
+            match ready!(self.poll_read(cx)) {
+                Ok(0) | Err(_) => return Poll::Ready(None),
+                Ok(_) => {}
+            }
+        }
+    }
+
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        SCRATCH.with_borrow_mut(|scratch| {
+            let mut read = ReadBuf::new(scratch);
+            ready!(Pin::new(&mut self.socket).poll_read(cx, &mut read))?;
+            self.reader.push(read.filled());
+            Poll::Ready(Ok(read.filled().len()))
+        })
     }
 
     /// Writes what waits. Ready when all is written.
@@ -59,26 +94,5 @@ impl Wire {
             left = left.saturating_sub(len);
         }
         Ok(())
-    }
-}
-
-impl AsyncRead for Wire {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Wire {
-    fn poll_write(mut self: Pin<&mut Self>, _cx: &mut Context<'_>, frames: &[u8]) -> Poll<io::Result<usize>> {
-        self.frames.raw(frames);
-        Poll::Ready(Ok(frames.len()))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_shutdown(cx)
     }
 }

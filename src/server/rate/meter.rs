@@ -92,6 +92,15 @@ impl Meter {
         }
     }
 
+    /// Charges a frame that is no message: a ping, which has to be answered, costs about as much as a small question.
+    pub fn control(&self, now: Instant) -> Conduct {
+        let now = self.clients.nanos(now);
+        match &self.account {
+            Some(account) if account.lock().spend_request(&self.config.load().rate, now).is_err() => Conduct::Pause,
+            _ => Conduct::Fine,
+        }
+    }
+
     /// Charges an event that ingest has refused.
     pub fn rejected(&self, rejection: &Rejection, now: Instant) -> Conduct {
         match rejection {

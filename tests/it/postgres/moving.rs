@@ -76,6 +76,15 @@ async fn two_served_relays_share_a_database() {
         assert_eq!(reader.live("all").await["id"], note.id.to_hex());
     }
     assert_eq!(reader.query_ids(serde_json::json!({"kinds": [1]})).await, in_order(&notes));
+    // A decision made on the database takes effect on both, without a restart.
+    binary.run(&["admin", "banpubkey", &Keys::new(2).hex(), "spam"]).ok();
+    for client in [&mut writer, &mut reader] {
+        let mut tries = 0;
+        while client.publish(&Keys::new(2).draft(1, now).content(tries.to_string()).sign()).await.0 {
+            tries += 1;
+            assert!(tries < 10_000, "the ban does not arrive");
+        }
+    }
     for serving in [one, other] {
         serving.signal("TERM");
         assert!(serving.wait_for_end().0.success());
