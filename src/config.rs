@@ -15,6 +15,7 @@ mod memory;
 mod mirror;
 mod operation;
 mod plugin;
+pub mod postgres;
 mod rate;
 mod read;
 mod sync;
@@ -35,6 +36,7 @@ pub use memory::Memory;
 pub use mirror::{Direction, Mirror};
 pub use operation::Operation;
 pub use plugin::{OnFailure, Plugin};
+pub use postgres::Postgres;
 pub use rate::Rate;
 pub use read::{ConfigError, Origin};
 pub use sync::Sync;
@@ -51,7 +53,7 @@ const INDEX_ENTRY_BYTES: usize = 56;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Data directory; see [`Config::store_dir`].
+    /// Data directory (see [`Config::store_dir`]), or the URL of a database (see [`postgres`]).
     pub store: String,
     /// Address and port to listen on.
     pub listen: SocketAddr,
@@ -87,6 +89,8 @@ pub struct Config {
     pub sync: Sync,
     /// The user's own side of the sync engine.
     pub client: Client,
+    /// A database instead of a directory.
+    pub postgres: Postgres,
     /// Where these settings were read, for messages.
     #[serde(skip)]
     pub origin: Origin,

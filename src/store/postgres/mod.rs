@@ -27,8 +27,8 @@ use tokio::runtime::Runtime;
 use super::explain::Explanation;
 use super::{Applied, FromElsewhere, News, Position, Query, Removal, Scan, Store, StoreError, StoreStats, state};
 use crate::protocol::{Event, EventId, Filter, Verified};
+pub use connect::Options;
 use connect::Pools;
-pub use connect::{Options, without_password};
 use write::Transaction;
 
 /// A store in a database.
@@ -50,6 +50,8 @@ struct Told {
     stored: i64,
     /// Ephemeral events up to this one.
     passed: i64,
+    /// How often a state had been saved.
+    states: i64,
 }
 
 impl PostgresStore {
@@ -69,7 +71,7 @@ impl PostgresStore {
             pools: Arc::new(pools),
             runtime: Some(runtime),
             sender: sender(),
-            told: Mutex::new(Told { stored: next, passed: 0 }),
+            told: Mutex::new(Told { stored: next, passed: 0, states: -1 }),
             following: AtomicBool::new(false),
             events: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
@@ -170,24 +172,6 @@ impl Store for PostgresStore {
         }))
     }
 
-    fn load_state(&self, name: &str) -> Result<Option<Bytes>, StoreError> {
-        state::check_name(name)?;
-        self.wait(self.pools.reading_primary(async |connection: &mut PgConnection| {
-            let kept = query("SELECT blob FROM sledge.state WHERE name = $1").bind(name).fetch_optional(connection);
-            Ok(kept.await?.map(|row| row.try_get::<Vec<u8>, _>(0)).transpose()?.map(Bytes::from))
-        }))
-    }
-
-    fn save_state(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
-        state::check_name(name)?;
-        let keep = "INSERT INTO sledge.state (name, blob) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET blob = \
-                    excluded.blob";
-        self.wait(self.pools.writing(async |connection: &mut PgConnection| {
-            query(keep).bind(name).bind(bytes).execute(connection).await?;
-            Ok(())
-        }))
-    }
-
     /// A round trip for each event that comes in would cost more than checking the signatures of the few that are known
     /// already; the batch finds those.
     fn contains_at_hand(&self, _id: &EventId) -> Result<bool, StoreError> {
@@ -218,10 +202,11 @@ impl Store for PostgresStore {
         if stored.end < from {
             tracing::warn!("the database has lost events that it had acknowledged; was another server made primary?");
         }
-        (told.stored, told.passed) = (stored.end, passed.end);
+        let decided = told.states != stored.states;
+        *told = Told { stored: stored.end, passed: passed.end, states: stored.states };
         self.pools.reached(stored.end);
         stored.events.extend(passed.events);
-        Ok(Some(News { events: stored.events, end: position(stored.end), more: stored.more || passed.more }))
+        Ok(Some(News { events: stored.events, end: position(stored.end), decided, more: stored.more || passed.more }))
     }
 
     fn pass_on(&self, events: &[Verified<Event>]) {
@@ -235,6 +220,23 @@ impl Store for PostgresStore {
 
     fn scan(&self, query: Query) -> Result<Box<dyn Scan>, StoreError> {
         Ok(Box::new(scan::PostgresScan::of(self.pools.clone(), self.handle().clone(), query)))
+    }
+
+    fn load_state(&self, name: &str) -> Result<Option<Bytes>, StoreError> {
+        state::check_name(name)?;
+        self.wait(self.pools.reading_primary(async |connection: &mut PgConnection| {
+            let found = query("SELECT bytes FROM sledge.state WHERE name = $1").bind(name).fetch_optional(connection);
+            Ok(found.await?.map(|row| row.try_get::<Vec<u8>, _>(0)).transpose()?.map(Bytes::from))
+        }))
+    }
+
+    fn save_state(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
+        state::check_name(name)?;
+        self.wait(self.pools.writing(async |connection: &mut PgConnection| {
+            let saved = query(SAVE_STATE).bind(name).bind(bytes).bind(news::payload(self.sender));
+            saved.execute(connection).await?;
+            Ok(())
+        }))
     }
 
     fn explain(&self, filter: &Filter) -> Explanation {
@@ -275,6 +277,14 @@ impl Store for PostgresStore {
         Ok(())
     }
 }
+
+const SAVE_STATE: &str = "
+WITH saved AS (
+  INSERT INTO sledge.state (name, bytes) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET bytes = excluded.bytes
+), counted AS (
+  UPDATE sledge.head SET states = states + 1
+)
+SELECT pg_notify('sledge', $3)";
 
 /// How long saying goodbye to the server may take; nothing depends on it.
 const CLOSE_TIME_MAX: Duration = Duration::from_secs(2);

@@ -5,12 +5,13 @@
 //! page is a range of one index and goes on by a row comparison. Tag values and addresses are hashed; the event decides.
 //!
 //! ```text
-//! head        one row: the position of the next event, events and bytes stored. Its lock is the right to write.
+//! head        one row: the position of the next event, events and bytes stored, how often a state was saved. Its lock is
+//!             the right to write.
 //! events      one row an event: position, fields that filters ask for, hashed terms of its tags, JSON as it is sent
 //! tags        term · newest · id: one row a term of an event
 //! tombstones  what deletion requests and requests to vanish forbid; a row leaves with its request
 //! gone        the newest version of an address that was deleted by id
-//! state       small blobs of the layers above, see [`crate::store::state`]; one of them may be a secret key
+//! state       small named blobs: what the layers above decide, such as who is banned
 //! passing     ephemeral events on their way to other processes; unlogged, gone after a minute
 //! ```
 
@@ -21,13 +22,13 @@ use sqlx::{Row, raw_sql};
 pub const SCHEMA_VERSION: i32 = STEPS.len() as i32;
 
 /// What makes a database of version `n` one of version `n + 1`. A step that was ever released is never changed.
-const STEPS: [&str; 2] = [
-    "
+const STEPS: [&str; 1] = ["
 CREATE TABLE sledge.head (
     one boolean PRIMARY KEY DEFAULT true CHECK (one),
     next bigint NOT NULL,
     events bigint NOT NULL,
-    bytes bigint NOT NULL
+    bytes bigint NOT NULL,
+    states bigint NOT NULL DEFAULT 0
 ) WITH (fillfactor = 10);
 INSERT INTO sledge.head (next, events, bytes) VALUES (0, 0, 0);
 
@@ -75,20 +76,18 @@ CREATE TABLE sledge.gone (
     id bytea NOT NULL
 );
 
+CREATE TABLE sledge.state (
+    name text PRIMARY KEY,
+    bytes bytea NOT NULL
+);
+
 CREATE UNLOGGED TABLE sledge.passing (
     seq bigserial PRIMARY KEY,
     sender bigint NOT NULL,
     at timestamptz NOT NULL DEFAULT now(),
     json text NOT NULL
 );
-",
-    "
-CREATE TABLE sledge.state (
-    name text PRIMARY KEY,
-    blob bytea NOT NULL
-);
-",
-];
+"];
 
 /// Key of the lock under which steps are taken: any number that nothing else uses.
 const STEPS_LOCK: i64 = 0x5_1ed6e;
