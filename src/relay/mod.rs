@@ -13,6 +13,7 @@ pub mod negotiation;
 pub mod outbox;
 pub mod query;
 pub mod querylog;
+mod runqueue;
 pub mod sweeper;
 pub mod writer;
 
