@@ -10,8 +10,10 @@ mod client;
 mod ip_range;
 mod kind_range;
 mod live;
+mod members;
 mod memory;
 mod operation;
+mod plugin;
 mod rate;
 mod read;
 mod sync;
@@ -23,13 +25,15 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use access::{Access, PowRule};
+pub use access::{Access, PowRule, Writers};
 pub use client::Client;
-pub use ip_range::{IpRange, IpRangeError};
+pub use ip_range::{IpRange, IpRangeError, subscriber_line};
 pub use kind_range::{KindRange, KindRangeError};
 pub use live::{Live, Reloaded, reload};
+pub use members::{Members, Trust};
 pub use memory::Memory;
 pub use operation::Operation;
+pub use plugin::{OnFailure, Plugin};
 pub use rate::Rate;
 pub use read::{ConfigError, Origin};
 pub use sync::Sync;
@@ -67,6 +71,12 @@ pub struct Config {
     pub operation: Operation,
     /// Who may read and write.
     pub access: Access,
+    /// Invitations and members.
+    pub members: Members,
+    /// The web of trust.
+    pub trust: Trust,
+    /// A program that judges events.
+    pub plugin: Plugin,
     /// The memory budget.
     pub memory: Memory,
     /// How the store works.

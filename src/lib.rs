@@ -30,7 +30,8 @@
 //! - [`auth`]: who is at the other end (NIP-42), and which questions need to know: [`auth::Gate`]. What a reader may see of
 //!   what is found is [`protocol::visibility`], one predicate for stored queries, COUNT and live events alike.
 //! - [`relay`]: ingest stages, the writer thread, the live index, the query threads, the sweeper for expired events,
-//!   upkeep (compaction by itself).
+//!   upkeep (compaction by itself). [`relay::policy`] says who may write and holds what admins have decided,
+//!   [`relay::plugin`] asks a program of the operator's.
 //! - [`server`]: one port for WebSocket, NIP-11 and a landing page; [`server::rate`] (what an address may ask for a second);
 //!   a control socket for the command line, metrics on an address of their own. [`relay::counters`] and [`relay::querylog`]
 //!   hold what is counted.
@@ -42,7 +43,7 @@
 //!
 //! `server::connection` takes one frame → `protocol::message` parses it → `server::peer` decides what it asks for →
 //! `relay::ingest` runs the stages, cheapest first: limits, policy, id, already stored, signature (25 µs, in the
-//! connection's own task) → the bounded queue of `relay::writer` (when it is full, the socket is not read) → the writer
+//! connection's own task) → `relay::plugin`, where there is one → the bounded queue of `relay::writer` (when it is full, the socket is not read) → the writer
 //! thread gathers what waits into a batch → [`store::Store::apply`]: judged one after the other, appended to the log,
 //! **fdatasync**, visible in the index's write buffer → only now the `OK`s go out and `relay::fanout` gets the events.
 //! An `OK true` therefore means that the event survives a power cut.
@@ -56,17 +57,26 @@
 //! that were held meanwhile, then each as it is stored. Nothing comes twice and nothing is missed, without comparing
 //! ids: the point divides stored from live.
 //!
+//! # The walk of a decision
+//!
+//! A call of the management API (NIP-86), from `server::admin`, the control socket or `sledge admin` → work for the
+//! writer's thread ([`relay::policy::admin`]), one step between two batches → changed on a copy, saved as a blob of the
+//! store ([`store::state`]), in force for every door → what is stored follows, in portions, and only then the answer goes
+//! out. The writer looks once more at each event that has waited meanwhile.
+//!
 //! # What a crash leaves
 //!
 //! A log whose last write may be torn: it is cut off at the next start. An index that reaches up to some offset of the
 //! log: the rest is replayed. Bytes that a deletion promised to erase: the removal in the log names them, and they are
-//! erased at the next start. A generation that was being written by compaction: `CURRENT` still names the old one. An
+//! erased at the next start. A ban whose events are not all removed: it is in force, and the next start goes on. A
+//! generation that was being written by compaction: `CURRENT` still names the old one. An
 //! index that was being rebuilt: the rebuilding goes on where the last run of it ended, and events are counted again. A
 //! request to vanish of a large author that was broken off half-way: not stored, so it is sent again and does the rest.
 //!
 //! # Threads
 //!
-//! tokio's workers (sockets, parsing, signatures), one writer, a few query threads, one index merger. Every queue, page,
+//! tokio's workers (sockets, parsing, signatures), one writer, a few query threads, one index merger; where they are set up, one that
+//! reads the web of trust and some for the plugin. Every queue, page,
 //! frame and retry between them has a named bound in `sync.toml` or beside the code. Nothing waits on a slow reader but
 //! that reader.
 

@@ -5,8 +5,8 @@
 
 use std::sync::Arc;
 
-use super::{Authority, Session};
-use crate::config::Config;
+use super::Session;
+use crate::config::{Access, Config};
 use crate::protocol::visibility::PrivateKinds;
 use crate::protocol::{Filter, PublicKey, TagLetter, Visibility};
 
@@ -14,32 +14,21 @@ const READ_NEEDS_AUTH: &str = "auth-required: this relay is for authenticated re
 const PRIVATE_NEEDS_AUTH: &str = "auth-required: these events are for their authors and recipients only";
 const FOREIGN: &str = "restricted: these events are for others than the keys you have authenticated with";
 
-/// The settings that decide who may read.
+/// What is private here, for as long as the relay runs: live delivery goes by it too.
 #[derive(Clone, Debug)]
 pub struct Gate {
     private: Arc<PrivateKinds>,
-    own: Option<Authority>,
-    auth_required_to_read: bool,
 }
 
 impl Gate {
     /// The gate of these settings.
     pub fn new(config: &Config) -> Self {
-        Gate {
-            private: Arc::new(PrivateKinds::new(config.access.private_kinds.iter().map(|kinds| kinds.range()))),
-            own: Authority::of_url(&config.service_url),
-            auth_required_to_read: config.access.auth_required_to_read,
-        }
+        Gate { private: Arc::new(PrivateKinds::new(config.access.private_kinds.iter().map(|kinds| kinds.range()))) }
     }
 
     /// The kinds that only those involved may read.
     pub fn private(&self) -> &Arc<PrivateKinds> {
         &self.private
-    }
-
-    /// The name under which the public knows this relay.
-    pub fn own(&self) -> Option<&Authority> {
-        self.own.as_ref()
     }
 
     /// What a client sees: the operator everything, others what is public and what concerns the keys they have proven.
@@ -50,15 +39,18 @@ impl Gate {
         Visibility::of(self.private.clone(), session.keys().clone())
     }
 
-    /// Why a REQ, COUNT or the like is not answered; the text for `CLOSED`.
-    pub fn refuse(&self, filters: &[Filter], session: &Session) -> Option<&'static str> {
-        if session.is_operator() { None } else { self.refuse_client(filters, session.keys()) }
+    /// Why a REQ, COUNT or the like is not answered; the text for `CLOSED`. `access` may have changed since the start.
+    pub fn refuse(&self, filters: &[Filter], session: &Session, access: &Access) -> Option<&'static str> {
+        if session.is_operator() {
+            None
+        } else if session.keys().is_empty() && access.auth_required_to_read {
+            Some(READ_NEEDS_AUTH)
+        } else {
+            self.refuse_private(filters, session.keys())
+        }
     }
 
-    fn refuse_client(&self, filters: &[Filter], keys: &[PublicKey]) -> Option<&'static str> {
-        if keys.is_empty() && self.auth_required_to_read {
-            return Some(READ_NEEDS_AUTH);
-        }
+    fn refuse_private(&self, filters: &[Filter], keys: &[PublicKey]) -> Option<&'static str> {
         let mut asked = filters.iter().filter(|filter| !filter.matches_nothing()).peekable();
         asked.peek()?;
         if keys.is_empty() {
@@ -93,6 +85,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
+    use crate::auth::Challenge;
     use crate::protocol::label;
 
     const ME: PublicKey = PublicKey([1; 32]);
@@ -102,7 +95,7 @@ mod tests {
         let gate = Gate::new(&Config::default());
         let filters: Vec<Filter> = filters.iter().map(|json| Filter::from_json(json).unwrap()).collect();
         assert_eq!(
-            gate.refuse_client(&filters, keys).unwrap_or_default().split(':').next(),
+            gate.refuse_private(&filters, keys).unwrap_or_default().split(':').next(),
             Some(expected),
             "{filters:?}"
         );
@@ -162,9 +155,12 @@ mod tests {
         let mut config = Config::default();
         config.access.private_kinds = Vec::new();
         let mail = [Filter::from_json(r#"{"kinds":[1059]}"#).unwrap()];
-        assert_eq!(Gate::new(&config).refuse_client(&mail, &[]), None);
+        let gate = Gate::new(&config);
+        assert_eq!(gate.refuse_private(&mail, &[]), None);
+        let anybody = Session::new(Challenge::new([7; 16]), None);
+        assert_eq!(gate.refuse(&mail, &anybody, &config.access), None);
         config.access.auth_required_to_read = true;
-        assert_eq!(Gate::new(&config).refuse_client(&[Filter::default()], &[]), Some(READ_NEEDS_AUTH));
-        assert_eq!(Gate::new(&config).refuse_client(&[Filter::default()], &[ME]), None);
+        assert_eq!(gate.refuse(&mail, &anybody, &config.access), Some(READ_NEEDS_AUTH));
+        assert_eq!(gate.refuse(&mail, &anybody.of_operator(), &config.access), None);
     }
 }

@@ -20,7 +20,9 @@ mod takeover;
 #[cfg(test)]
 mod testing;
 
+pub mod admin;
 pub mod backup;
+pub mod client;
 pub mod compact;
 pub mod count;
 pub mod delete;
@@ -47,6 +49,7 @@ use clap::{Parser, Subcommand};
 use crate::config::Config;
 use crate::error::Error;
 use crate::protocol::nip19;
+use crate::relay::policy::settings::Settings;
 use crate::store::quota::Rules;
 
 /// A Nostr relay in one binary: serves, imports, exports and queries events.
@@ -91,6 +94,15 @@ pub enum Command {
     Verify(verify::VerifyArgs),
     Repair(repair::RepairArgs),
     Status(status::StatusArgs),
+    /// Chats on all your devices
+    Chat(client::chat::ChatArgs),
+    /// Settings on all your devices
+    Settings(client::settings::SettingsArgs),
+    /// Give, rate and follow training data
+    Training(client::training::TrainingArgs),
+    /// See and send what waits for relays
+    Outbox(client::outbox::OutboxArgs),
+    Admin(admin::AdminArgs),
     Top(top::TopArgs),
     Explain(explain::ExplainArgs),
     /// Make or show keys
@@ -142,6 +154,11 @@ pub fn run(cli: Cli) -> Result<ExitCode, Error> {
         Command::Verify(_) => verify::run(&config, out),
         Command::Repair(args) => repair::run(&args, &config, out),
         Command::Status(args) => status::run(&args, &config, out),
+        Command::Chat(args) => client::chat::run(&args, &config, out),
+        Command::Settings(args) => client::settings::run(&args, &config, out),
+        Command::Training(args) => client::training::run(&args, &config, out),
+        Command::Outbox(args) => client::outbox::run(&args, &config, out),
+        Command::Admin(args) => admin::run(args, config, out),
         Command::Top(args) => top::run(&args, &config, out),
         Command::Explain(args) => explain::run(&args, &config, out),
         Command::Key(_) | Command::Completions(_) => unreachable!("run before the settings were read"),
@@ -163,6 +180,7 @@ fn load_config(file: Option<&std::path::Path>, store: Option<String>) -> Result<
     }
     Rules::new(&config.retention)
         .map_err(|(key, error)| config.refuse("retention.keep", format!("`{key}`: {error}")))?;
+    Settings::new(&config).map_err(|wrong| config.refuse(wrong.setting, wrong.to_string()))?;
     if let Some(store) = store {
         config.store = store;
     }

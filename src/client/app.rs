@@ -413,7 +413,7 @@ impl Training<'_> {
             };
             all.training.contributions().map(status).collect::<Vec<_>>()
         })?;
-        all.sort_by(|a, b| b.contribution.created_at.cmp(&a.contribution.created_at));
+        all.sort_by_key(|one| std::cmp::Reverse((one.contribution.created_at, one.contribution.id)));
         Ok(all)
     }
 }

@@ -19,9 +19,14 @@ impl World {
         World { now_ms: Arc::new(now), chance: Arc::new(secp256k1::rand::random) }
     }
 
+    /// Another clock, in milliseconds since 1970 UTC; the machine's randomness.
+    pub fn with_clock(now_ms: impl Fn() -> u64 + Send + Sync + 'static) -> World {
+        World { now_ms: Arc::new(now_ms), ..World::system() }
+    }
+
     /// A clock that stands where `now_ms` says until somebody changes it; the machine's randomness.
     pub fn manual(now_ms: Arc<AtomicU64>) -> World {
-        World { now_ms: Arc::new(move || now_ms.load(Ordering::Relaxed)), ..World::system() }
+        World::with_clock(move || now_ms.load(Ordering::Relaxed))
     }
 
     /// Milliseconds since 1970 UTC, by this machine's clock, right or wrong.

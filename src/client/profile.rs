@@ -17,7 +17,7 @@
 mod letters;
 mod relaying;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -85,6 +85,8 @@ struct State {
     /// Made from the cache when they are first asked for: some commands need none.
     collections: Option<Collections>,
     relays: BTreeMap<RelayUrl, RelayStatus>,
+    /// The relays that a link is open to.
+    up: BTreeSet<RelayUrl>,
     /// Signed and durable, but not yet in the cache.
     uncached: Vec<Verified<Event>>,
 }
@@ -100,10 +102,11 @@ impl Profile {
         let outbox = DurableOutbox::open(&options.dir.join("outbox.journal"), options.outbox_bytes_max)?;
         let owed: Vec<Verified<Event>> = outbox.events().filter_map(|event| Verified::check(event).ok()).collect();
         cache.put(&owed, world.now_ms() / 1000)?;
-        let clock = Clock::new(device(&options.dir, &world)?);
+        let mut clock = Clock::new(device(&options.dir, &world)?);
+        outbox.rules().drafts().for_each(|(_, draft)| clock.resume(&draft.written));
         let dice = world.clone();
         let cipher = Nip44::new(&keys.secret_bytes(), move || dice.random_32()).expect("a key that signs also seals");
-        let (collections, relays, uncached) = (None, BTreeMap::new(), Vec::new());
+        let (relays, up, uncached) = (BTreeMap::new(), BTreeSet::new(), Vec::new());
         let profile = Profile {
             dir: options.dir.clone(),
             keys,
@@ -111,7 +114,7 @@ impl Profile {
             world,
             routing: Routing::new(&options.relays, &options.training_relays),
             cache,
-            state: Mutex::new(State { outbox, clock, collections, relays, uncached }),
+            state: Mutex::new(State { outbox, clock, collections: None, relays, up, uncached }),
             news: broadcast::Sender::new(NEWS_MAX),
             owed: watch::Sender::new(0),
             status: watch::Sender::new(Status::default()),
@@ -197,7 +200,7 @@ impl Profile {
         Ok(seqs[0])
     }
 
-    /// Dates commands and owes them to the relays that may have them, all or none. They are durable when this returns,
+    /// Dates the writes of one command and owes them to the relays that may have them, all or none. They are durable when this returns,
     /// and part of what the app sees; they are signed when a relay is first there to take them.
     ///
     /// # Errors
@@ -206,10 +209,11 @@ impl Profile {
         let mut state = self.state();
         let state = &mut *state;
         self.collections(state)?;
-        let now_ms = self.world.now_ms();
+        // One command is one write, in however many forms, and has one date.
+        let written = state.clock.write(self.world.now_ms());
         let mut things = Vec::new();
         for op in ops {
-            let draft = Draft { written: state.clock.write(now_ms), op };
+            let draft = Draft { written, op };
             let relays = self.relays_for_draft(&draft)?;
             things.push((Content::Draft(Box::new(draft)), relays));
         }

@@ -2,13 +2,14 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Config, ConfigError, KindRange};
+use super::check::Range;
+use super::{Config, ConfigError, IpRange, KindRange};
 
 /// Rules, and kinds or ranges in one of them: every event that comes in is held against each.
 const RULES_MAX: usize = 64;
 
 /// Leading zero bits that a proof of work may need: at 40 a desktop computer works for a day.
-pub(super) const POW_BITS_MAX: u8 = 64;
+const POW_BITS_MAX: u8 = 64;
 
 /// `[access]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -24,6 +25,42 @@ pub struct Access {
     pub pow_min: u8,
     /// Other numbers of bits for some kinds; the first rule that names a kind holds.
     pub pow_rules: Vec<PowRule>,
+    /// Public keys that administer the relay beside `info.pubkey`.
+    pub admins: Vec<String>,
+    /// Who may publish.
+    pub write: Writers,
+    /// Public keys that may publish where only listed ones may, without a quota anywhere.
+    pub allow_keys: Vec<String>,
+    /// Public keys whose events are refused.
+    pub deny_keys: Vec<String>,
+    /// The only kinds that are accepted; empty: all.
+    pub allow_kinds: Vec<KindRange>,
+    /// Kinds that are refused.
+    pub deny_kinds: Vec<KindRange>,
+    /// The only addresses that may publish; empty: all.
+    pub allow_ips: Vec<IpRange>,
+    /// Addresses that are not served.
+    pub deny_ips: Vec<IpRange>,
+    /// Kinds that anybody may send to listed keys where only those may publish.
+    pub inbox_kinds: Vec<KindRange>,
+    /// Events a key may publish a day (UTC); 0 = no limit.
+    pub key_events_per_day_max: u64,
+    /// MiB of events a key may publish a day; 0 = no limit.
+    pub key_mb_per_day_max: u64,
+    /// Events an address may publish a day; 0 = no limit.
+    pub ip_events_per_day_max: u64,
+    /// MiB of events an address may publish a day; 0 = no limit.
+    pub ip_mb_per_day_max: u64,
+}
+
+/// Who may publish.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Writers {
+    /// Everybody who is not denied.
+    Anyone,
+    /// Admins, allowed keys, members and those whom `[trust]` reaches.
+    Listed,
 }
 
 /// One of `access.pow_rules`.
@@ -42,6 +79,19 @@ impl Access {
         let rule = self.pow_rules.iter().find(|rule| rule.kinds.iter().any(|kinds| kinds.contains(kind)));
         rule.map_or(self.pow_min, |rule| rule.bits)
     }
+}
+
+/// Each number with its range.
+pub(super) fn ranges(config: &Config) -> Vec<Range> {
+    let access = &config.access;
+    let unlimited = 0..=1_000_000_000;
+    vec![
+        ("access.pow_min", access.pow_min.into(), 0..=POW_BITS_MAX.into()),
+        ("access.key_events_per_day_max", access.key_events_per_day_max, unlimited.clone()),
+        ("access.key_mb_per_day_max", access.key_mb_per_day_max, unlimited.clone()),
+        ("access.ip_events_per_day_max", access.ip_events_per_day_max, unlimited.clone()),
+        ("access.ip_mb_per_day_max", access.ip_mb_per_day_max, unlimited),
+    ]
 }
 
 /// Checks what has no range of its own.

@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 
 use super::memory::BUDGET_MB_MIN;
-use super::{Config, ConfigError};
+use super::{Config, ConfigError, access, members, plugin};
 
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
@@ -42,7 +42,8 @@ pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
     check_service_url(config)
 }
 
-type Range = (&'static str, u64, RangeInclusive<u64>);
+/// A number of the settings: its key, its value, and what it may be.
+pub(super) type Range = (&'static str, u64, RangeInclusive<u64>);
 
 /// The range of every number.
 fn ranges(config: &Config) -> Vec<Range> {
@@ -50,7 +51,9 @@ fn ranges(config: &Config) -> Vec<Range> {
         limit_ranges,
         rate_ranges,
         operation_ranges,
-        access_ranges,
+        access::ranges,
+        members::ranges,
+        plugin::ranges,
         sync_ranges,
         client_ranges,
         storage_ranges,
@@ -140,10 +143,6 @@ fn sync_ranges(config: &Config) -> Vec<Range> {
         // The smallest message of the protocol, in hex.
         ("sync.message_bytes_max", s.message_bytes_max as u64, 8 * KIB..=8 * MIB),
     ]
-}
-
-fn access_ranges(config: &Config) -> Vec<Range> {
-    vec![("access.pow_min", config.access.pow_min.into(), 0..=super::access::POW_BITS_MAX.into())]
 }
 
 fn client_ranges(config: &Config) -> Vec<Range> {

@@ -1,7 +1,7 @@
 //! A range of IP addresses, as `192.0.2.7`, `10.0.0.0/8` or `2001:db8::/32`.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -29,6 +29,17 @@ impl IpRange {
         // Zero bits shared cannot be asked by a shift, which would be as wide as the number.
         let differing = address_bits(ip) ^ address_bits(self.start);
         self.prefix_bits == 0 || differing >> (width_bits(ip) - self.prefix_bits) == 0
+    }
+}
+
+/// The part of an address that stands for one subscriber line: all of IPv4, the first 64 bits of IPv6.
+pub fn subscriber_line(ip: IpAddr) -> IpAddr {
+    match ip.to_canonical() {
+        IpAddr::V6(ip) if !ip.is_loopback() => {
+            let [a, b, c, d, ..] = ip.segments();
+            IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
+        }
+        ip => ip,
     }
 }
 

@@ -11,10 +11,12 @@ use super::{Config, ConfigError};
 
 /// Sections and keys that take effect without a restart. Limits of [`Config::limits`] that a connection or a thread was
 /// made with hold for connections that are made afterwards.
-const RELOADABLE: [&str; 6] = ["service_url", "log.level", "info", "limits", "rate", "operation.slow_query_ms"];
+const RELOADABLE: [&str; 7] =
+    ["service_url", "log.level", "info", "limits", "access", "rate", "operation.slow_query_ms"];
 
-/// Keys in those sections that nevertheless need one: threads are made with them.
-const NOT_RELOADABLE: [&str; 3] = ["limits.query_threads", "limits.query_slice_ms", "limits.query_time_ms_max"];
+/// Keys in those sections that nevertheless need one: threads, and live delivery, are made with them.
+const NOT_RELOADABLE: [&str; 4] =
+    ["limits.query_threads", "limits.query_slice_ms", "limits.query_time_ms_max", "access.private_kinds"];
 
 /// A handle to the settings in force. Clones tell the same.
 #[derive(Clone, Debug)]

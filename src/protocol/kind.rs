@@ -24,6 +24,24 @@ impl Kind {
     pub const VANISH: Kind = Kind(62);
     /// Gift wrap (NIP-59).
     pub const GIFT_WRAP: Kind = Kind(1059);
+    /// Report of objectionable content (NIP-56).
+    pub const REPORT: Kind = Kind(1984);
+    /// Somebody was added to the members of a relay (NIP-43).
+    pub const MEMBER_ADDED: Kind = Kind(8000);
+    /// Somebody was removed from them (NIP-43).
+    pub const MEMBER_REMOVED: Kind = Kind(8001);
+    /// A relay's list of members (NIP-43).
+    pub const MEMBERS: Kind = Kind(13534);
+    /// Request to join the members, with an invitation (NIP-43).
+    pub const JOIN: Kind = Kind(28934);
+    /// An invitation, made when asked for (NIP-43).
+    pub const INVITE: Kind = Kind(28935);
+    /// Request to be no longer a member (NIP-43).
+    pub const LEAVE: Kind = Kind(28936);
+    /// A role that members may have (NIP-43).
+    pub const ROLE: Kind = Kind(33534);
+    /// Authorisation of an HTTP request (NIP-98); no relay is to get it.
+    pub const HTTP_AUTH: Kind = Kind(27235);
     /// Gift wrap that is not stored (NIP-59).
     pub const EPHEMERAL_GIFT_WRAP: Kind = Kind(21059);
     /// Answer to an authentication challenge (NIP-42); never stored or broadcast.

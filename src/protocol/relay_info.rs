@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use super::PublicKey;
+
 /// What a relay tells about itself. Empty texts are left out.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct RelayInfo {
@@ -18,6 +20,9 @@ pub struct RelayInfo {
     /// The operator's key, lower-case hex.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub pubkey: String,
+    /// The relay's own key.
+    #[serde(rename = "self", skip_serializing_if = "Option::is_none")]
+    pub relay_key: Option<PublicKey>,
     /// Another way to reach the operator, a URI.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub contact: String,

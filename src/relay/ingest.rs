@@ -6,6 +6,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::policy::{self, Policy};
 use crate::config::Live;
 use crate::protocol::supersede::{is_expired, vanish_applies};
 use crate::protocol::verify::{Hashed, Invalid};
@@ -131,6 +132,9 @@ pub enum Rejection {
     /// The store takes more than its quota, and nothing may be evicted.
     #[error("error: the relay's disk quota is used up")]
     QuotaUsedUp,
+    /// Against the rules about who may write.
+    #[error(transparent)]
+    Policy(#[from] policy::Refusal),
     /// The store could not be asked.
     #[error("error: the store cannot be read")]
     StoreUnreadable,
@@ -147,12 +151,13 @@ impl Rejection {
 pub struct Ingest {
     config: Live,
     store: Arc<dyn Store>,
+    policy: Arc<Policy>,
 }
 
 impl Ingest {
-    /// Stages that go by `config` and know what `store` holds.
-    pub fn new(config: impl Into<Live>, store: Arc<dyn Store>) -> Self {
-        Ingest { config: config.into(), store }
+    /// Stages that go by `config`, know what `store` holds, and ask `policy` who may write.
+    pub fn new(config: impl Into<Live>, store: Arc<dyn Store>, policy: Arc<Policy>) -> Self {
+        Ingest { config: config.into(), store, policy }
     }
 
     /// Takes an event through all stages; costs one signature check (25 µs) when it is good and new. `now` is in
@@ -172,6 +177,7 @@ impl Ingest {
                 return Err(Rejection::QuotaUsedUp);
             }
         }
+        self.policy.check(&event, sender, now)?;
         self.check_policy(&event, sender, now)?;
         let hashed = Hashed::check(event)?;
         if !hashed.event().kind.is_ephemeral() && self.is_stored(hashed.event())? {
@@ -180,7 +186,11 @@ impl Ingest {
         let verified = hashed.verify()?;
         let bytes = verified.canonical().json.len();
         let bytes_max = self.config.load().limits.frame_bytes_max;
-        if bytes > bytes_max { Err(Rejection::TooLarge { bytes, bytes_max }) } else { Ok(verified) }
+        if bytes > bytes_max {
+            return Err(Rejection::TooLarge { bytes, bytes_max });
+        }
+        self.policy.count(&verified, bytes, sender, now);
+        Ok(verified)
     }
 
     fn check_limits(&self, event: &Event) -> Result<(), Rejection> {
@@ -294,7 +304,13 @@ mod tests {
         config.limits.event_tags_max = 3;
         config.limits.content_chars_max = 5;
         config.limits.created_at_behind_secs_max = 1_000;
-        Ingest::new(Arc::new(config), Arc::new(MemoryStore::new()))
+        ingest_of(config, &MemoryStore::new())
+    }
+
+    fn ingest_of(config: Config, store: &MemoryStore) -> Ingest {
+        let (config, store): (_, Arc<dyn Store>) = (Arc::new(config), Arc::new(store.clone()));
+        let policy = Policy::open(config.clone(), store.clone()).unwrap();
+        Ingest::new(config, store, Arc::new(policy))
     }
 
     fn client() -> Sender {
@@ -341,7 +357,7 @@ mod tests {
     fn t33_t38_policy() {
         let mut config = Config::default();
         config.limits.content_chars_max = 10_000;
-        let ingest = Ingest::new(Arc::new(config), Arc::new(MemoryStore::new()));
+        let ingest = ingest_of(config, &MemoryStore::new());
         let author = Author::new(1);
         let none: &[Vec<&str>] = &[];
         let verdict = |event| ingest.check(event, &client(), NOW).map(drop);
@@ -391,7 +407,7 @@ mod tests {
     fn id_then_stored_then_signature() {
         let author = Author::new(1);
         let store = MemoryStore::new();
-        let ingest = Ingest::new(Arc::new(Config::default()), Arc::new(store.clone()));
+        let ingest = ingest_of(Config::default(), &store);
         let verdict = |event| ingest.check(event, &client(), NOW).map(drop);
         let none: &[Vec<&str>] = &[];
         let mut event = author.event(1, NOW, none, "hi");

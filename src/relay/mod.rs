@@ -11,6 +11,8 @@ pub mod ingest;
 pub mod maintenance;
 pub mod negotiation;
 pub mod outbox;
+pub mod plugin;
+pub mod policy;
 pub mod query;
 pub mod querylog;
 mod runqueue;
@@ -26,10 +28,13 @@ pub use clock::Clock;
 use counters::Counters;
 use explain::Measured;
 use fanout::Fanout;
-use ingest::{Ingest, Rejection, Sender};
+use ingest::{Ingest, Rejection, Sender, Source};
 use maintenance::Maintenance;
 use negotiation::{Budget, Negotiation, Opening};
 use outbox::{Outbox, Serial};
+use plugin::Plugin;
+use policy::invitations::{self, Question};
+use policy::{Policy, admin, methods};
 use query::{Job, Queries};
 use querylog::QueryFigures;
 use writer::{Submission, Writer};
@@ -51,10 +56,14 @@ pub struct Relay {
     config: Live,
     store: Arc<dyn Store>,
     clock: Clock,
+    policy: Arc<Policy>,
     gate: Arc<Gate>,
     ingest: Ingest,
     fanout: Arc<Fanout>,
     writer: Writer,
+    plugin: Option<Plugin>,
+    /// Whether the plugin judges what the operator brings in.
+    asks_for_operator: bool,
     queries: Queries,
     negotiable: Arc<Budget>,
     maintenance: Maintenance,
@@ -67,6 +76,9 @@ pub enum StartError {
     /// The store did not take an empty write.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// It cannot be told who may write.
+    #[error(transparent)]
+    Policy(#[from] policy::PolicyError),
     /// The system refused a thread.
     #[error("starting a thread: {0}")]
     Thread(#[from] std::io::Error),
@@ -85,15 +97,34 @@ impl Relay {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let queries = Queries::start(store.clone(), &config.limits, config.limits.query_threads_on(cores))?;
         queries.log_from(config.operation.slow_query());
-        let writer = Writer::start(store.clone(), fanout.clone(), clock.clone(), &config.storage)?;
+        let policy = Arc::new(Policy::open(config.clone(), store.clone())?);
+        let writer = Writer::start(store.clone(), fanout.clone(), clock.clone(), policy.clone(), &config.storage)?;
+        writer.enqueue(admin::start_chore(policy.clone()));
         // Nobody is connected yet, so nothing can come between the two.
         store.follow(writer.news_bell())?;
         let maintenance = Maintenance::start(store.clone(), &config.storage)?;
+        let plugin = if config.plugin.is_set() { Some(Plugin::start(config.plugin.clone())?) } else { None };
+        let asks_for_operator = config.plugin.import;
+        let negotiable = Budget::new(config.sync.records_max);
         let config = Live::from(config);
-        let ingest = Ingest::new(config.clone(), store.clone());
+        let ingest = Ingest::new(config.clone(), store.clone(), policy.clone());
         let connections = AtomicU64::new(0);
-        let negotiable = Budget::new(config.load().sync.records_max);
-        Ok(Relay { config, store, clock, gate, ingest, fanout, writer, queries, negotiable, maintenance, connections })
+        Ok(Relay {
+            config,
+            store,
+            clock,
+            policy,
+            gate,
+            ingest,
+            fanout,
+            writer,
+            plugin,
+            asks_for_operator,
+            queries,
+            negotiable,
+            maintenance,
+            connections,
+        })
     }
 
     /// The settings in force now.
@@ -104,6 +135,21 @@ impl Relay {
     /// The settings in force, also after the next reload.
     pub fn live_config(&self) -> &Live {
         &self.config
+    }
+
+    /// Who may write, and what was decided about that.
+    pub fn policy(&self) -> &Arc<Policy> {
+        &self.policy
+    }
+
+    /// Calls a management method. `answer` gets the end of it: on the calling thread, which may have to wait for a disk,
+    /// where nothing is changed; else from the writer's. A stopping relay drops it.
+    pub fn manage(&self, call: admin::Call, answer: impl FnOnce(admin::Answer) + Send + 'static) {
+        if methods::only_answers(&call.method) {
+            let called = methods::call(&self.policy, &call.caller, &call.method, &call.params, self.clock.now());
+            return answer(admin::Answer { result: called.map(|(value, _)| value), block: None });
+        }
+        self.writer.enqueue(admin::chore(self.policy.clone(), call, answer));
     }
 
     /// Who may read what.
@@ -130,17 +176,43 @@ impl Relay {
         self.ingest.check(event, sender, self.clock.now())
     }
 
-    /// Queues the submission in `slot` for the writer; see [`Writer::poll_submit`].
+    /// Queues the submission in `slot` for the plugin, if there is one to be asked, else for the writer; leaves the slot
+    /// empty. `Pending` while there is no room; the task is woken then.
     pub fn poll_submit(&self, cx: &mut Context<'_>, slot: &mut Option<Box<Submission>>) -> Poll<()> {
-        self.writer.poll_submit(cx, slot)
+        let Some(submission) = slot else { return Poll::Ready(()) };
+        match self.plugin.as_ref().filter(|_| self.asks_plugin(submission)) {
+            Some(plugin) => {
+                let (bytes, now) = (submission.bytes(), self.clock.now());
+                let ask = || plugin::ask_for(slot.take().expect("it was just there"), self.writer.entrance(), now);
+                plugin.poll_ask(cx, bytes, ask)
+            }
+            None => self.writer.poll_submit(cx, slot),
+        }
+    }
+
+    /// Requests to the relay itself hold an invitation, and are judged by the relay; the operator is asked for only where the
+    /// settings say so.
+    fn asks_plugin(&self, submission: &Submission) -> bool {
+        let by_operator = submission.sender.source != Source::Client;
+        !policy::members::is_request(submission.event.kind) && (!by_operator || self.asks_for_operator)
     }
 
     /// Opens a subscription: its stored events come in pages, then live ones follow. Live events that arrive between
     /// the pages belong after the end of the stored ones. Only events that the reader may see.
     pub fn subscribe(&self, outbox: &Arc<Outbox>, serial: Serial, filters: Vec<Filter>, visible: Visibility) {
         let before = self.fanout.subscribe(outbox, serial, &filters, visible.clone());
-        let now = self.clock.now();
-        self.queries.begin(Job::rows(outbox, serial, filters, &self.config().limits, before, visible, now));
+        let keys = visible.reader().map_or(&[][..], |(_, keys)| keys);
+        let (now, question) = (self.clock.now(), invitations::question(&self.policy, &filters, keys));
+        let asked = if question == Question::Other { Vec::new() } else { filters.clone() };
+        let job = Job::rows(outbox, serial, filters, &self.config().limits, before, visible, now);
+        match question {
+            Question::Other => self.queries.begin(job),
+            Question::Refused(text) => outbox.push(invitations::refusal(serial, text)),
+            Question::Invite(by) => {
+                let policy = self.policy.clone();
+                self.writer.enqueue(invitations::chore(policy, by, asked, outbox.clone(), job));
+            }
+        }
     }
 
     /// From now on these subscriptions get live events that a reader may see who has authenticated meanwhile. Stored ones
@@ -240,6 +312,9 @@ impl Relay {
     pub fn stop(&self, deadline: Instant) -> Result<(), StoreError> {
         if !self.maintenance.stop(deadline) {
             tracing::warn!("compaction is still busy at the end of the time for stopping; it has changed nothing");
+        }
+        if let Some(plugin) = &self.plugin {
+            plugin.stop();
         }
         if !self.writer.stop(deadline) {
             tracing::warn!("the writer is still busy at the end of the time for stopping");

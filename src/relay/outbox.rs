@@ -71,6 +71,8 @@ pub enum Taken {
     Overflow,
     /// The relay is stopping: answer what was accepted, then close.
     Stop,
+    /// The client's address was blocked: the connection must be closed.
+    Expelled,
 }
 
 /// Queue of one connection.
@@ -92,6 +94,7 @@ struct Queue {
     overflow: bool,
     closed: bool,
     stop: bool,
+    expelled: bool,
 }
 
 /// Memory of a queued live event beside its JSON, which is shared.
@@ -146,6 +149,12 @@ impl Outbox {
         self.taker.wake();
     }
 
+    /// Has the connection closed at once: its address was blocked.
+    pub fn expel(&self) {
+        lock(&self.queue).expelled = true;
+        self.taker.wake();
+    }
+
     /// Drops what is queued and all that is still to come.
     pub fn close(&self) {
         let mut queue = lock(&self.queue);
@@ -163,6 +172,9 @@ impl Outbox {
     pub fn poll_take(&self, cx: &mut Context<'_>, bytes_max: usize, batch: &mut Vec<Outgoing>) -> Poll<Taken> {
         self.taker.register(cx.waker());
         let mut queue = lock(&self.queue);
+        if queue.expelled {
+            return Poll::Ready(Taken::Expelled);
+        }
         if queue.overflow {
             return Poll::Ready(Taken::Overflow);
         }

@@ -131,9 +131,8 @@ impl Job {
         self.outbox.connection
     }
 
-    /// Its number there.
-    #[cfg(test)]
-    pub(super) fn serial(&self) -> Serial {
+    /// The subscription or count that asked.
+    pub fn serial(&self) -> Serial {
         self.serial
     }
 
@@ -545,6 +544,14 @@ mod tests {
 
         fn scan(&self, _query: Query) -> Result<Box<dyn Scan>, StoreError> {
             Ok(Box::new(Stuck { panics: self.panics }))
+        }
+
+        fn load_state(&self, _name: &str) -> Result<Option<bytes::Bytes>, StoreError> {
+            Ok(None)
+        }
+
+        fn save_state(&self, _name: &str, _bytes: &[u8]) -> Result<(), StoreError> {
+            Err(StoreError::DiskFull)
         }
 
         fn stats(&self) -> StoreStats {

@@ -11,8 +11,11 @@ use std::time::{Duration, Instant};
 
 use super::clock::Clock;
 use super::fanout::{Epoch, Fanout};
+use super::ingest::Sender;
 use super::lock;
 use super::outbox::{Outbox, Outgoing};
+use super::policy::admin::{Chore, Desk};
+use super::policy::{Policy, members, trust};
 use super::sweeper::Sweeper;
 use crate::config::Storage;
 use crate::protocol::message;
@@ -26,14 +29,18 @@ pub struct Submission {
     pub event: Verified<Event>,
     /// Gets the `OK` once the event is durable.
     pub reply: Arc<Outbox>,
+    /// Who sent it.
+    pub sender: Sender,
 }
 
 impl Submission {
-    fn bytes(&self) -> usize {
+    /// Bytes of the event's JSON.
+    pub fn bytes(&self) -> usize {
         self.event.canonical().json.len()
     }
 
-    fn answer(&self, accepted: bool, text: &str) {
+    /// Sends the `OK`.
+    pub fn answer(&self, accepted: bool, text: &str) {
         self.reply.push(Outgoing::Answer(message::ok(&self.event.id, accepted, text)));
     }
 }
@@ -59,6 +66,8 @@ struct Queue {
     bytes: usize,
     /// Who waits for room.
     blocked: Vec<Waker>,
+    /// Other work; each has one turn between two batches.
+    chores: VecDeque<Chore>,
     sweep: bool,
     /// Other processes may have stored or passed on something.
     news: bool,
@@ -80,6 +89,7 @@ const PROBLEM_TOLD_TIME: Duration = Duration::from_secs(60);
 /// What the writer does next.
 struct Work {
     batch: Vec<Submission>,
+    chore: Option<Chore>,
     sweep: bool,
     news: bool,
 }
@@ -95,8 +105,10 @@ impl Writer {
         store: Arc<dyn Store>,
         fanout: Arc<Fanout>,
         clock: Clock,
+        policy: Arc<Policy>,
         settings: &Storage,
     ) -> std::io::Result<Writer> {
+        let trust = policy.start_trust()?;
         let shared = Arc::new(Shared {
             queue: Mutex::default(),
             changed: Condvar::new(),
@@ -110,6 +122,8 @@ impl Writer {
             store,
             fanout,
             clock,
+            policy,
+            trust,
             batch_events_max: settings.batch_events_max,
             sweeper: Sweeper::new(settings.expiry_sweep()),
             failing: false,
@@ -127,34 +141,22 @@ impl Writer {
     /// Queues the submission in `slot`, leaving it empty. `Pending` while there is no room; the task is woken then.
     /// A stopping relay takes nothing more and answers so.
     pub fn poll_submit(&self, cx: &mut Context<'_>, slot: &mut Option<Box<Submission>>) -> Poll<()> {
-        let Some(submission) = slot.take() else {
-            return Poll::Ready(());
-        };
+        self.shared.poll_submit(cx, slot)
+    }
+
+    /// The way in for threads that may wait.
+    pub fn entrance(&self) -> Entrance {
+        Entrance(self.shared.clone())
+    }
+
+    /// Has work done on the writer's thread, between batches. A stopping relay drops it.
+    pub fn enqueue(&self, chore: Chore) {
         let mut queue = lock(&self.shared.queue);
-        if queue.stopping {
-            drop(queue);
-            submission.answer(false, STOPPING);
-            return Poll::Ready(());
+        if !queue.stopping {
+            queue.chores.push_back(chore);
         }
-        let bytes = submission.bytes();
-        let has_room = queue.submissions.len() < self.shared.events_max
-            && (queue.bytes + bytes <= self.shared.bytes_max || queue.submissions.is_empty());
-        if !has_room {
-            if !queue.blocked.iter().any(|waker| waker.will_wake(cx.waker())) {
-                queue.blocked.push(cx.waker().clone());
-            }
-            *slot = Some(submission);
-            return Poll::Pending;
-        }
-        // The thread waits only on an empty queue, and a needless wake is a system call.
-        let may_wait = queue.submissions.is_empty();
-        queue.bytes += bytes;
-        queue.submissions.push_back(*submission);
         drop(queue);
-        if may_wait {
-            self.shared.changed.notify_one();
-        }
-        Poll::Ready(())
+        self.shared.changed.notify_one();
     }
 
     /// Events and bytes that wait.
@@ -201,7 +203,59 @@ impl Drop for Writer {
     }
 }
 
+/// The way in for threads that may wait: it lets them wait for room.
+#[derive(Clone)]
+pub struct Entrance(Arc<Shared>);
+
+impl Entrance {
+    /// Queues a submission.
+    pub fn submit(&self, submission: Box<Submission>) {
+        struct Unpark(std::thread::Thread);
+        impl std::task::Wake for Unpark {
+            fn wake(self: Arc<Self>) {
+                self.0.unpark();
+            }
+        }
+        let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+        let (mut cx, mut slot) = (Context::from_waker(&waker), Some(submission));
+        while self.0.poll_submit(&mut cx, &mut slot).is_pending() {
+            std::thread::park();
+        }
+    }
+}
+
 impl Shared {
+    fn poll_submit(&self, cx: &mut Context<'_>, slot: &mut Option<Box<Submission>>) -> Poll<()> {
+        let Some(submission) = slot.take() else {
+            return Poll::Ready(());
+        };
+        let mut queue = lock(&self.queue);
+        if queue.stopping {
+            drop(queue);
+            submission.answer(false, STOPPING);
+            return Poll::Ready(());
+        }
+        let bytes = submission.bytes();
+        let has_room = queue.submissions.len() < self.events_max
+            && (queue.bytes + bytes <= self.bytes_max || queue.submissions.is_empty());
+        if !has_room {
+            if !queue.blocked.iter().any(|waker| waker.will_wake(cx.waker())) {
+                queue.blocked.push(cx.waker().clone());
+            }
+            *slot = Some(submission);
+            return Poll::Pending;
+        }
+        // The thread waits only on an empty queue, and a needless wake is a system call.
+        let may_wait = queue.submissions.is_empty();
+        queue.bytes += bytes;
+        queue.submissions.push_back(*submission);
+        drop(queue);
+        if may_wait {
+            self.changed.notify_one();
+        }
+        Poll::Ready(())
+    }
+
     fn stop(&self) {
         let mut queue = lock(&self.queue);
         queue.stopping = true;
@@ -216,10 +270,13 @@ impl Shared {
         loop {
             let sweep = std::mem::take(&mut queue.sweep) || sweep_in().is_zero();
             let news = std::mem::take(&mut queue.news);
-            if !queue.submissions.is_empty() || ((sweep || news) && !queue.stopping) {
-                return Some(Work { batch: queue.take(batch_events_max), sweep, news });
+            let has_work = sweep || news || !queue.chores.is_empty();
+            if !queue.submissions.is_empty() || (has_work && !queue.stopping) {
+                let chore = queue.chores.pop_front();
+                return Some(Work { batch: queue.take(batch_events_max), chore, sweep, news });
             }
             if queue.stopping {
+                queue.chores.clear();
                 return None;
             }
             queue = self.changed.wait_timeout(queue, sweep_in()).unwrap_or_else(PoisonError::into_inner).0;
@@ -243,7 +300,9 @@ struct RefuseRest(Arc<Shared>);
 impl Drop for RefuseRest {
     fn drop(&mut self) {
         self.0.stop();
-        let rest = lock(&self.0.queue).take(usize::MAX);
+        let mut queue = lock(&self.0.queue);
+        let (rest, _dropped) = (queue.take(usize::MAX), std::mem::take(&mut queue.chores));
+        drop(queue);
         rest.iter().for_each(|submission| submission.answer(false, STOPPING));
     }
 }
@@ -254,6 +313,9 @@ struct Loop {
     store: Arc<dyn Store>,
     fanout: Arc<Fanout>,
     clock: Clock,
+    policy: Arc<Policy>,
+    /// Told what was stored.
+    trust: trust::Reader,
     batch_events_max: usize,
     sweeper: Sweeper,
     /// Whether the last write failed; a disk that stays full is logged once.
@@ -295,7 +357,7 @@ enum Outcome {
 impl Batch {
     fn new(submissions: Vec<Submission>) -> Batch {
         let mut batch = Batch::default();
-        for Submission { event, reply } in submissions {
+        for Submission { event, reply, .. } in submissions {
             let is_ephemeral = event.kind.is_ephemeral();
             batch.order.push((reply, is_ephemeral));
             if is_ephemeral { &mut batch.ephemeral } else { &mut batch.stored }.push(event);
@@ -331,13 +393,56 @@ impl Loop {
             if !work.batch.is_empty() {
                 self.write(work.batch);
             }
+            if let Some(chore) = work.chore {
+                self.do_chore(chore);
+            }
             if work.sweep {
+                self.policy.refresh();
                 self.sweeper.sweep(&*self.store, self.clock.now(), Instant::now());
             }
         }
     }
 
+    fn desk(&self) -> Desk<'_> {
+        Desk { store: &*self.store, fanout: Some(&self.fanout), now: self.clock.now() }
+    }
+
+    fn do_chore(&self, mut chore: Chore) {
+        if chore(&self.desk()) {
+            lock(&self.shared.queue).chores.push_back(chore);
+        }
+    }
+
+    /// Answers what is not to be stored: requests to the relay itself, and events of somebody who was banned while they
+    /// waited.
+    fn answer_apart(&self, mut submissions: Vec<Submission>) -> Vec<Submission> {
+        submissions.retain(|submission| {
+            let answer = |accepted, text: &str| {
+                self.fanout.counters().answered(accepted, text);
+                submission.answer(accepted, text);
+            };
+            if let Err(refusal) = self.policy.recheck(&submission.event) {
+                answer(false, &refusal.to_string());
+                return false;
+            }
+            if !members::is_request(submission.event.kind) {
+                return true;
+            }
+            let answered = members::answer(&self.policy, &submission.event, self.clock.now());
+            if let Err(error) = self.desk().publish(&answered.events) {
+                tracing::error!(%error, "the list of members was not published; the next start does it");
+            }
+            answer(answered.accepted, &answered.text);
+            false
+        });
+        submissions
+    }
+
     fn write(&mut self, submissions: Vec<Submission>) {
+        let submissions = self.answer_apart(submissions);
+        if submissions.is_empty() {
+            return;
+        }
         let now = self.clock.now();
         let batch = Batch::new(submissions);
         let Stored { outcomes, end, others } = self.store(&batch.stored, now);
@@ -356,6 +461,7 @@ impl Loop {
             // A former version of settings is stored, and news to nobody.
             if matches!(outcome, Outcome::Judged(Verdict::Store) | Outcome::Passed) {
                 self.fanout.dispatch(epoch, event);
+                self.trust.stored(event);
             }
         }
         let passed = |event: &&Verified<Event>| matches!(judge_ephemeral(event, now), Outcome::Passed);
@@ -455,14 +561,16 @@ mod tests {
         let store = MemoryStore::new();
         let fanout = Arc::new(Fanout::new(Position(0), Arc::default()));
         let clock = Clock::manual(Arc::new(AtomicU64::new(NOW)));
-        let writer = Writer::start(Arc::new(store.clone()), fanout.clone(), clock, &settings).unwrap();
+        let shared: Arc<dyn Store> = Arc::new(store.clone());
+        let policy = Arc::new(Policy::open(Arc::new(Config::default()), shared.clone()).unwrap());
+        let writer = Writer::start(shared, fanout.clone(), clock, policy, &settings).unwrap();
         Room { store, fanout, writer, outbox: Outbox::new(1, 1 << 20) }
     }
 
     impl Room {
         fn submit(&self, event: Event) {
             let event = Verified::check(event).unwrap();
-            let mut slot = Some(Box::new(Submission { event, reply: self.outbox.clone() }));
+            let mut slot = Some(Box::new(Submission { event, reply: self.outbox.clone(), sender: Sender::import() }));
             let mut cx = Context::from_waker(Waker::noop());
             assert_eq!(self.writer.poll_submit(&mut cx, &mut slot), Poll::Ready(()));
         }

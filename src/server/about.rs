@@ -3,30 +3,42 @@
 use crate::config::Config;
 use crate::protocol::relay_info::{Limitation, RelayInfo, SyncInfo};
 use crate::protocol::subscription::SUBSCRIPTION_ID_CHARS_MAX;
+use crate::relay::policy::Policy;
 
 /// NIPs that the relay implements; those that only concern clients are not listed.
-const SUPPORTED_NIPS: [u16; 14] = [1, 2, 9, 11, 13, 17, 40, 42, 45, 59, 62, 67, 70, 77];
+const SUPPORTED_NIPS: [u16; 15] = [1, 2, 9, 11, 13, 17, 40, 42, 45, 56, 59, 62, 67, 70, 77];
 
-/// The relay information document for these settings.
-pub fn relay_info(config: &Config) -> RelayInfo {
+/// With those that depend on the settings: members (43), and management from afar (86, 98).
+fn supported_nips(policy: &Policy) -> Vec<u16> {
+    let mut nips = SUPPORTED_NIPS.to_vec();
+    nips.extend(policy.relay_key().map(|_| 43));
+    nips.extend(policy.has_admins().then_some([86, 98]).into_iter().flatten());
+    nips.sort_unstable();
+    nips
+}
+
+/// The relay information document for these settings and what admins have decided.
+pub fn relay_info(config: &Config, policy: &Policy) -> RelayInfo {
     let info = &config.info;
+    let decided = policy.decided();
     RelayInfo {
-        name: info.name.clone(),
-        description: info.description.clone(),
+        name: decided.name.as_ref().unwrap_or(&info.name).clone(),
+        description: decided.description.as_ref().unwrap_or(&info.description).clone(),
         banner: info.banner.clone(),
-        icon: info.icon.clone(),
+        icon: decided.icon.as_ref().unwrap_or(&info.icon).clone(),
         pubkey: info.pubkey.clone(),
         contact: info.contact.clone(),
-        supported_nips: SUPPORTED_NIPS.to_vec(),
+        relay_key: policy.relay_key(),
+        supported_nips: supported_nips(policy),
         software: env!("CARGO_PKG_REPOSITORY").to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         terms_of_service: info.terms_of_service.clone(),
-        limitation: limitation(config),
+        limitation: limitation(config, policy),
         sync: SyncInfo { slots: 1 },
     }
 }
 
-fn limitation(config: &Config) -> Limitation {
+fn limitation(config: &Config, policy: &Policy) -> Limitation {
     let Config { limits, access, .. } = config;
     let behind_secs = limits.created_at_behind_secs_max;
     Limitation {
@@ -39,7 +51,7 @@ fn limitation(config: &Config) -> Limitation {
         min_pow_difficulty: access.pow_min,
         auth_required: access.auth_required_to_read && access.auth_required_to_write,
         payment_required: false,
-        restricted_writes: access.pow_min > 0 || access.auth_required_to_write,
+        restricted_writes: access.pow_min > 0 || access.auth_required_to_write || policy.restricts_writes(),
         created_at_lower_limit: (behind_secs > 0).then_some(behind_secs),
         created_at_upper_limit: Some(limits.created_at_ahead_secs_max),
         default_limit: limits.limit_default as u64,
@@ -121,14 +133,22 @@ fn escape(text: &str) -> String {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use std::sync::Arc;
+
     use super::*;
+    use crate::store::memory::MemoryStore;
+
+    fn info(config: &Config) -> RelayInfo {
+        let policy = Policy::open(Arc::new(config.clone()), Arc::new(MemoryStore::new())).unwrap();
+        relay_info(config, &policy)
+    }
 
     /// The document mirrors the limits, leaves empty texts out and names no bound where there is none.
     #[test]
     fn the_document_mirrors_the_settings() {
         let mut config = Config::default();
         config.info.name = "mine".to_owned();
-        let json = |config: &Config| serde_json::to_value(relay_info(config)).unwrap();
+        let json = |config: &Config| serde_json::to_value(info(config)).unwrap();
         let document = json(&config);
         assert_eq!(document["name"], "mine");
         assert_eq!(document["supported_nips"][0], 1);
@@ -147,7 +167,7 @@ mod tests {
         config.info.name = "<b>&\"'".to_owned();
         config.info.description = "one\n\n<script>two".to_owned();
         config.info.contact = "javascript:alert(1)".to_owned();
-        let page = page(&relay_info(&config), "ws://<i>");
+        let page = page(&info(&config), "ws://<i>");
         assert!(page.contains("<h1>&lt;b&gt;&amp;&quot;&#39;</h1>"));
         assert!(page.contains("<p>one</p><p>&lt;script&gt;two</p>"));
         assert!(page.contains("<code>ws://&lt;i&gt;</code>"));

@@ -22,7 +22,7 @@ use super::rate::Meter;
 use super::rate::meter::{Conduct, PAUSE};
 use super::reader::{Broken, Received};
 use super::wire::Wire;
-use crate::auth::{Challenge, Session};
+use crate::auth::{Authority, Challenge, Session};
 use crate::protocol::Event;
 use crate::protocol::message::{self, ClientMessage};
 use crate::relay::Relay;
@@ -204,6 +204,7 @@ impl Connection {
             Step::Taken(Taken::Some, batch) => batch.into_iter().try_for_each(|message| self.send(message))?,
             Step::Taken(Taken::Overflow, _) => return Err(self.too_slow()),
             Step::Taken(Taken::Stop, _) => self.stopping = true,
+            Step::Taken(Taken::Expelled, _) => return Err(End::ByRelay(CloseCode::Policy, "blocked")),
             Step::Timer => {
                 self.paused_until = None;
                 self.check_idle()?;
@@ -310,7 +311,8 @@ impl Connection {
     }
 
     fn authenticate(&mut self, event: Event) {
-        let (answer, sees_more) = self.peer.authenticate(event, self.relay.now());
+        let own = Authority::of_url(&self.relay.config().service_url);
+        let (answer, sees_more) = self.peer.authenticate(event, own.as_ref(), self.relay.now());
         self.frames().text(&answer);
         if sees_more {
             self.relay.widen(&self.outbox, self.peer.serials(), &self.peer.visible());
@@ -320,8 +322,11 @@ impl Connection {
 
     fn publish(&mut self, event: Event) -> Result<(), End> {
         let id = event.id;
-        match self.relay.check(event, &self.peer.sender(self.client.ip)) {
-            Ok(event) => self.submission = Some(Box::new(Submission { event, reply: self.outbox.clone() })),
+        let sender = self.peer.sender(self.client.ip);
+        match self.relay.check(event, &sender) {
+            Ok(event) => {
+                self.submission = Some(Box::new(Submission { event, reply: self.outbox.clone(), sender }));
+            }
             Err(rejection) => {
                 let (accepted, text) = (rejection.is_accepted(), rejection.to_string());
                 self.relay.counters().answered(accepted, &text);

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
@@ -19,10 +20,12 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 
-use super::{Shared, handover};
+use super::{Shared, admin, handover};
 use crate::protocol::Filter;
 use crate::relay::counters::Figures;
 use crate::relay::explain::Measured;
+use crate::relay::policy::admin::Call;
+use crate::relay::policy::methods::Caller;
 use crate::relay::querylog::QueryFigures;
 use crate::store::StoreStats;
 use crate::store::compact::CompactReport;
@@ -49,6 +52,13 @@ pub enum Request {
     Compact,
     /// Figures about relay and store.
     Status,
+    /// A call of the management API (NIP-86), by the operator.
+    Manage {
+        /// The method.
+        method: String,
+        /// Its parameters.
+        params: Vec<Value>,
+    },
     /// Run these filters and tell their plans and costs.
     Explain {
         /// Each the JSON of a filter.
@@ -75,6 +85,8 @@ pub enum Answer {
     Report(Option<CompactReport>),
     /// The figures.
     Status(Box<Status>),
+    /// What a management call came to.
+    Result(Value),
     /// Plans and costs, in the order of the filters.
     Explained(Vec<Measured>),
     /// The listening socket comes beside this line; see [`super::handover`].
@@ -208,6 +220,9 @@ async fn serve(socket: UnixStream, shared: Arc<Shared>) -> io::Result<()> {
             let status = tokio::task::spawn_blocking(move || shared.status()).await.map_err(io::Error::other)?;
             answer(&mut write, &Answer::Status(Box::new(status))).await
         }
+        Request::Manage { method, params } => {
+            manage(&mut write, shared, Call { caller: Caller::Operator, method, params }).await
+        }
         Request::Explain { filters } => {
             let explained = tokio::task::spawn_blocking(move || explain(&filters, &shared));
             answer(&mut write, &explained.await.map_err(io::Error::other)?).await
@@ -221,6 +236,23 @@ async fn serve(socket: UnixStream, shared: Arc<Shared>) -> io::Result<()> {
             Ok(())
         }
     }
+}
+
+/// Carries out a management call, with signs of life: a ban may have much to remove.
+async fn manage(write: &mut OwnedWriteHalf, shared: Arc<Shared>, call: Call) -> io::Result<()> {
+    let mut work = tokio::spawn(async move { admin::manage(&shared.relay, &shared.open, call).await });
+    let mut every = tokio::time::interval(PROGRESS_EVERY);
+    let last = loop {
+        tokio::select! {
+            result = &mut work => match result.map_err(io::Error::other)? {
+                Some(Ok(result)) => break Answer::Result(result),
+                Some(Err(problem)) => break Answer::Error(problem),
+                None => break Answer::Error("it is stopping".to_owned()),
+            },
+            _ = every.tick() => answer(write, &Answer::Progress { done: 0, total: 0 }).await?,
+        }
+    };
+    answer(write, &last).await
 }
 
 async fn read_request(read: OwnedReadHalf) -> Result<Request, String> {

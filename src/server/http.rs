@@ -1,5 +1,5 @@
-//! HTTP/1.1 on the relay's one address: the upgrade to WebSocket, the relay information document (NIP-11), the page
-//! for browsers, and `/healthz` for load balancers and service managers.
+//! HTTP/1.1 on the relay's one address: the upgrade to WebSocket, the relay information document (NIP-11), the management API
+//! (NIP-86, in [`super::admin`]), the page for browsers, and `/healthz` for load balancers and service managers.
 //!
 //! A connection has one request and `handshake_timeout_ms` for all of it, so a client that sends its header drop by drop
 //! does not hold a place for long.
@@ -8,7 +8,6 @@ use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -21,12 +20,14 @@ use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use super::about;
+use super::admin::{self, Admin};
 use super::deflate::{self, Agreed};
+use super::open::Open;
 use super::places::{Place, Places};
 use super::rate::Clients;
 use super::socket::Socket;
 use crate::auth::{Authority, Pass};
-use crate::config::{Config, Live};
+use crate::config::Live;
 use crate::protocol::relay_info::RelayInfo;
 use crate::relay::Relay;
 
@@ -36,28 +37,17 @@ const HEADER_BYTES_MAX: usize = 16 * 1024;
 /// How long browsers may reuse the answer to a CORS preflight, seconds.
 const PREFLIGHT_SECS: &str = "86400";
 
+/// What pages may send. A star does not stand for `Authorization`.
+const ALLOWED_HEADERS: HeaderValue = HeaderValue::from_static("*, Authorization, Content-Type, Accept");
+
 /// Answers requests by these settings.
 pub struct Http {
     relay: Arc<Relay>,
     config: Live,
-    told: ArcSwap<Told>,
+    admin: Admin,
     places: Places,
     clients: Arc<Clients>,
     pass: Pass,
-}
-
-/// What the relay tells about itself.
-struct Told {
-    info: RelayInfo,
-    document: Bytes,
-}
-
-impl Told {
-    fn new(config: &Config) -> Told {
-        let info = about::relay_info(config);
-        let document = serde_json::to_vec(&info).expect("strings and numbers become JSON").into();
-        Told { info, document }
-    }
 }
 
 /// A socket that has shaken hands.
@@ -90,12 +80,11 @@ pub struct Client {
 type Slot = Mutex<Option<(OnUpgrade, Option<Agreed>, Client)>>;
 
 impl Http {
-    /// Prepares the answers.
-    pub fn new(relay: Arc<Relay>, clients: Arc<Clients>) -> Self {
+    /// Answers for `relay`; connections in `open` are closed when their address is blocked.
+    pub fn new(relay: Arc<Relay>, clients: Arc<Clients>, open: Arc<Open>) -> Self {
         let config = relay.live_config().clone();
-        let told = ArcSwap::from_pointee(Told::new(&config.load()));
         let pass = Pass::new(secp256k1::rand::random());
-        Http { relay, config, told, places: Places::default(), clients, pass }
+        Http { admin: Admin::new(relay.clone(), open), relay, config, places: Places::default(), clients, pass }
     }
 
     /// What the operator's commands show when they connect.
@@ -103,36 +92,32 @@ impl Http {
         &self.pass
     }
 
-    /// Prepares the answers anew, by the settings in force now.
-    pub fn reload(&self) {
-        self.told.store(Arc::new(Told::new(&self.config.load())));
-    }
-
-    /// A place for a connection from `peer`, if that address has one left and is not shut out. Proxies that are trusted
-    /// have always one: their clients are counted once they are known.
+    /// A place for a connection from `peer`, if that address has one left and is neither blocked nor shut out. Proxies
+    /// that are trusted have always one: their clients are counted once they are known.
     pub fn admit(&self, peer: IpAddr, now: Instant) -> Option<Place> {
         let limits = &self.config.load().limits;
         if limits.trusts_proxy(peer) {
             return Some(Place::unlimited());
         }
-        if self.clients.is_banned(peer, now) { None } else { self.places.take(peer, limits.connections_per_ip_max) }
+        let is_kept_out = self.relay.policy().blocks(peer) || self.clients.is_banned(peer, now);
+        if is_kept_out { None } else { self.places.take(peer, limits.connections_per_ip_max) }
     }
 
     /// Serves the one request of a connection. Returns the socket if it asked for a WebSocket.
     pub async fn serve(&self, socket: Socket, peer: SocketAddr) -> Option<Shaken> {
         let is_encrypted = socket.is_encrypted();
         let slot = Slot::default();
-        let service = service_fn(|mut request: Request<Incoming>| {
+        let service = service_fn(async |mut request: Request<Incoming>| {
             if is_encrypted {
                 // What a proxy in front would say.
                 request.headers_mut().insert("x-forwarded-proto", HeaderValue::from_static("https"));
             }
-            let mut response = self.answer(request, peer.ip(), &slot);
+            let mut response = self.answer(request, peer.ip(), &slot).await;
             if response.status() != StatusCode::SWITCHING_PROTOCOLS {
                 // hyper's own switch for this would also strip the upgrade of its `Connection` header.
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
-            async { Ok::<_, Infallible>(response) }
+            Ok::<_, Infallible>(response)
         });
         let served = hyper::server::conn::http1::Builder::new()
             .max_buf_size(HEADER_BYTES_MAX)
@@ -147,7 +132,14 @@ impl Http {
         Some(Shaken { socket: parts.io.into_inner(), read: parts.read_buf, deflate, client })
     }
 
-    fn answer(&self, request: Request<Incoming>, peer: IpAddr, slot: &Slot) -> Response<Full<Bytes>> {
+    async fn answer(&self, request: Request<Incoming>, peer: IpAddr, slot: &Slot) -> Response<Full<Bytes>> {
+        let client = self.forwarded_ip(request.headers(), peer).unwrap_or(peer).to_canonical();
+        if self.relay.policy().blocks(client) {
+            return text(StatusCode::FORBIDDEN, "this address is not served here\n");
+        }
+        if admin::is_call(&request) {
+            return cors(self.admin.answer(request, client).await);
+        }
         match (request.method(), request.uri().path()) {
             (&Method::OPTIONS, _) => preflight(),
             (&Method::GET | &Method::HEAD, "/healthz") => match self.relay.problem() {
@@ -157,7 +149,10 @@ impl Http {
             (&Method::GET | &Method::HEAD, "/") => self.answer_root(request, peer, slot),
             (&Method::GET | &Method::HEAD, _) => text(StatusCode::NOT_FOUND, "not found\n"),
             _ => {
-                let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "only GET is answered here\n");
+                let mut response = text(
+                    StatusCode::METHOD_NOT_ALLOWED,
+                    "only GET is answered here, and POST of application/nostr+json+rpc\n",
+                );
                 response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD, OPTIONS"));
                 response
             }
@@ -170,9 +165,10 @@ impl Http {
             return self.upgrade(request, peer, slot);
         }
         let mut response = if accepts(headers, "application/nostr+json") {
-            cors(respond(StatusCode::OK, "application/nostr+json", self.told.load().document.clone()))
+            let document = serde_json::to_vec(&self.info()).expect("strings and numbers become JSON");
+            cors(respond(StatusCode::OK, "application/nostr+json", document.into()))
         } else {
-            let page = about::page(&self.told.load().info, &self.url_for(headers));
+            let page = about::page(&self.info(), &self.url_for(headers));
             let mut response = respond(StatusCode::OK, "text/html; charset=utf-8", page.into());
             let policy = HeaderValue::from_static("default-src 'none'; style-src 'unsafe-inline'");
             response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, policy);
@@ -181,6 +177,11 @@ impl Http {
         // One address, two answers: a cache must not give the one for the other.
         response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept"));
         response
+    }
+
+    /// What is told now: a reload or an admin may have changed it.
+    fn info(&self) -> RelayInfo {
+        about::relay_info(&self.config.load(), self.relay.policy())
     }
 
     fn upgrade(&self, mut request: Request<Incoming>, peer: IpAddr, slot: &Slot) -> Response<Full<Bytes>> {
@@ -328,7 +329,7 @@ fn preflight() -> Response<Full<Bytes>> {
 fn cors(mut response: Response<Full<Bytes>>) -> Response<Full<Bytes>> {
     let headers = response.headers_mut();
     headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
-    headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("*"));
-    headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, OPTIONS"));
+    headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, ALLOWED_HEADERS);
+    headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST, OPTIONS"));
     response
 }

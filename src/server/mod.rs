@@ -3,6 +3,7 @@
 //! One task a connection. Nothing here knows how events are stored.
 
 pub mod about;
+pub mod admin;
 pub mod connection;
 pub mod control;
 pub mod deflate;
@@ -12,6 +13,7 @@ pub mod http;
 pub mod idle;
 mod metrics;
 pub mod negotiations;
+pub mod open;
 pub mod peer;
 pub mod places;
 pub mod rate;
@@ -22,11 +24,10 @@ mod tests;
 pub mod tls;
 pub mod wire;
 
-use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -36,13 +37,13 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
 use crate::config::{self, Config, ConfigError, Reloaded};
-use crate::relay::outbox::Outbox;
 use crate::relay::{Clock, Relay};
 use crate::store::Store;
 use crate::store::dir::free_bytes_at;
 use connection::Connection;
 use control::{Control, Queues, Status};
 use http::{Client, Http, Shaken};
+use open::Open;
 use places::Place;
 use rate::{Clients, Meter};
 use socket::Socket;
@@ -79,8 +80,7 @@ struct Shared {
     handed_over: watch::Sender<bool>,
     /// What speaks TLS on the second port, if there is one.
     tls: Option<Arc<Tls>>,
-    /// The connections that have shaken hands.
-    open: Mutex<HashMap<u64, Arc<Outbox>>>,
+    open: Arc<Open>,
 }
 
 impl Server {
@@ -110,17 +110,17 @@ impl Server {
         listeners.extend(encrypted(&config.tls).map_err(|error| io::Error::other(format!("[tls]: {error}")))?);
         let tls = listeners.iter().find_map(|listener| listener.tls.clone());
         let relay = Arc::new(Relay::start(config, store, clock).map_err(io::Error::other)?);
-        let clients = Arc::new(Clients::new(Instant::now()));
+        let (clients, open) = (Arc::new(Clients::new(Instant::now())), Arc::<Open>::default());
         let shared = Arc::new(Shared {
             started: Instant::now(),
-            http: Http::new(relay.clone(), clients.clone()),
+            http: Http::new(relay.clone(), clients.clone(), open.clone()),
             relay,
             dir: OnceLock::new(),
             listener: passed_on,
             handed_over: watch::Sender::new(false),
             clients,
             tls,
-            open: Mutex::default(),
+            open,
         });
         let (stop, stopping) = watch::channel(false);
         let accepting = tokio::spawn(accept(listeners, shared.clone(), stopping));
@@ -164,7 +164,6 @@ impl Server {
     pub fn reload(&self, wanted: &Config) -> Result<Reloaded, ConfigError> {
         let reloaded = config::reload(&self.config(), wanted)?;
         self.shared.relay.reload(reloaded.config.clone());
-        self.shared.http.reload();
         Ok(reloaded)
     }
 
@@ -202,7 +201,7 @@ impl Server {
         let connections_until = Instant::now() + timeout / 2;
         let _ = self.stop.send(true);
         let mut connections = self.accepting.await.map_err(io::Error::other)?;
-        self.shared.stop_connections();
+        self.shared.open.stop_all();
         let ended = async { while connections.join_next().await.is_some() {} };
         if tokio::time::timeout_at(connections_until, ended).await.is_err() {
             tracing::debug!(connections = connections.len(), "connections cut off");
@@ -327,7 +326,7 @@ async fn serve(newcomer: Newcomer, shared: Arc<Shared>, mut stopping: watch::Rec
     };
     shared.relay.counters().connections.add(1);
     let outbox = shared.relay.connect();
-    let _open = shared.enter(&outbox);
+    let _open = shared.open.enter(&outbox, shaken.client.ip);
     if *stopping.borrow() {
         outbox.stop();
     }
@@ -339,12 +338,6 @@ async fn serve(newcomer: Newcomer, shared: Arc<Shared>, mut stopping: watch::Rec
 }
 
 impl Shared {
-    fn enter(self: &Arc<Self>, outbox: &Arc<Outbox>) -> Entered {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.insert(outbox.connection, outbox.clone());
-        Entered { connection: outbox.connection, shared: self.clone() }
-    }
-
     /// The limits on a client.
     fn meter(&self, client: &Client) -> Meter {
         let is_exempt = client.is_local || client.is_operator || self.relay.config().rate.exempts(client.ip);
@@ -357,7 +350,7 @@ impl Shared {
         let disk_free_bytes = self.dir.get().and_then(|dir| free_bytes_at(dir).ok());
         Status {
             uptime_secs: self.started.elapsed().as_secs(),
-            connections: self.open.lock().unwrap_or_else(PoisonError::into_inner).len(),
+            connections: self.open.len(),
             subscriptions: self.relay.subscriptions(),
             banned: self.clients.banned(Instant::now()),
             problem: self.relay.problem().map(str::to_owned),
@@ -366,22 +359,5 @@ impl Shared {
             queues: Queues { writer_events, writer_bytes, disk_free_bytes },
             stats: self.relay.stats(),
         }
-    }
-
-    fn stop_connections(&self) {
-        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.values().for_each(|outbox| outbox.stop());
-    }
-}
-
-/// A connection's entry among the open ones.
-struct Entered {
-    connection: u64,
-    shared: Arc<Shared>,
-}
-
-impl Drop for Entered {
-    fn drop(&mut self) {
-        self.shared.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.connection);
     }
 }

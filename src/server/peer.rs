@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::frames::Frames;
 use super::negotiations::{Call, Negotiations};
-use crate::auth::{Gate, Session};
+use crate::auth::{Authority, Gate, Session};
 use crate::config::{Config, Limits};
 use crate::protocol::message::{self, ClientMessage, EoseHint, Refusal};
 use crate::protocol::{Event, Filter, SubscriptionId, Visibility};
@@ -135,10 +135,11 @@ impl Peer {
         self.gate.visible_to(&self.session)
     }
 
-    /// Judges an `AUTH` event: the `OK` for it, and whether the client may see more now. `now` is in seconds since 1970.
-    pub fn authenticate(&mut self, event: Event, now: u64) -> (String, bool) {
+    /// Judges an `AUTH` event: the `OK` for it, and whether the client may see more now. `own` is the relay's public
+    /// name, `now` is in seconds since 1970.
+    pub fn authenticate(&mut self, event: Event, own: Option<&Authority>, now: u64) -> (String, bool) {
         let (id, keys_before) = (event.id, self.session.keys().len());
-        let answer = match self.session.authenticate(event, self.gate.own(), now) {
+        let answer = match self.session.authenticate(event, own, now) {
             Ok(()) => message::ok(&id, true, ""),
             Err(error) => message::ok(&id, false, &error.to_string()),
         };
@@ -319,7 +320,7 @@ impl Peer {
         if item_count(filters) > limits.filter_values_max {
             return Some(format!("error: at most {} values in all filters are accepted", limits.filter_values_max));
         }
-        self.gate.refuse(filters, &self.session).map(str::to_owned)
+        self.gate.refuse(filters, &self.session, &self.config.access).map(str::to_owned)
     }
 
     fn subscription_problem(&self, filters: &[Filter]) -> Option<String> {
@@ -417,7 +418,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::auth::{Authority, Challenge};
+    use crate::auth::Challenge;
     use crate::protocol::EventId;
     use crate::protocol::testing::{Author, NOW};
     use crate::server::frames::tests::read;
@@ -609,11 +610,13 @@ mod tests {
         let Action::Authenticate(note) = peer.receive(&event_message().replacen("EVENT", "AUTH", 1)) else {
             panic!("AUTH is for the session");
         };
-        assert!(peer.authenticate(*note, NOW).0.contains(",false,\"invalid: an AUTH event has kind 22242, not 1\""));
+        assert!(
+            peer.authenticate(*note, None, NOW).0.contains(",false,\"invalid: an AUTH event has kind 22242, not 1\"")
+        );
         let tags = [vec!["relay", "ws://localhost:7777"], vec!["challenge", "07070707070707070707070707070707"]];
         let proof = Author::new(1).event(22_242, NOW, &tags, "");
-        assert_eq!(peer.authenticate(proof.clone(), NOW), (message::ok(&proof.id, true, ""), true));
-        assert_eq!(peer.authenticate(proof.clone(), NOW), (message::ok(&proof.id, true, ""), false));
+        assert_eq!(peer.authenticate(proof.clone(), None, NOW), (message::ok(&proof.id, true, ""), true));
+        assert_eq!(peer.authenticate(proof.clone(), None, NOW), (message::ok(&proof.id, true, ""), false));
         assert_eq!(peer.session.keys()[..], [proof.pubkey]);
         serial_of(peer.receive(inbox));
     }

@@ -2,8 +2,10 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::config::subscriber_line;
 
 /// Counts the connections of each address.
 #[derive(Clone, Debug, Default)]
@@ -20,7 +22,7 @@ pub struct Place {
 impl Places {
     /// A place for `ip`, if it has less than `per_ip_max` (0 = no limit). Loopback has always one.
     pub fn take(&self, ip: IpAddr, per_ip_max: usize) -> Option<Place> {
-        let ip = subscriber(ip);
+        let ip = subscriber_line(ip);
         if per_ip_max == 0 || ip.is_loopback() {
             return Some(Place::unlimited());
         }
@@ -53,17 +55,6 @@ impl Drop for Place {
                 entry.remove();
             }
         }
-    }
-}
-
-/// The part of an address that stands for one subscriber line: all of IPv4, the first 64 bits of IPv6.
-pub(super) fn subscriber(ip: IpAddr) -> IpAddr {
-    match ip.to_canonical() {
-        IpAddr::V6(ip) if !ip.is_loopback() => {
-            let [a, b, c, d, ..] = ip.segments();
-            IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
-        }
-        ip => ip,
     }
 }
 

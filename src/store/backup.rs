@@ -4,6 +4,7 @@
 //! LOCK                held while a backup runs
 //! MANIFEST            a line of JSON, see `Manifest`, and a line with its CRC-32 in hex
 //! events-000001.log   the copy that MANIFEST names
+//! state/              the store's small blobs, see [`super::state`], as they were when the copy was put in force
 //! ```
 //!
 //! Any prefix of the log is a database, so a backup goes on where the one before ended. Compaction makes another log;
@@ -32,6 +33,7 @@ use super::dir::{DataDir, free_bytes_at, sync_dir};
 use super::fault;
 use super::log::{Erasure, FORMAT_VERSION, HEADER_LEN, Log, Step, io_at};
 use super::record::Record;
+use super::state;
 use manifest::{Manifest, copies_in, hex, lock_to_write, remove_copy};
 
 /// Copied bytes that are written at a time.
@@ -79,15 +81,21 @@ pub fn backup(store_dir: &Path, dest: &Path, progress: &dyn Fn(u64, u64)) -> Res
     }
     make_folder(dest)?;
     let _lock = lock_to_write(dest)?;
+    let report = copy_log(dest, &source, progress)?;
+    state::copy_all(store_dir, dest)?;
+    Ok(report)
+}
+
+fn copy_log(dest: &Path, source: &Log, progress: &dyn Fn(u64, u64)) -> Result<BackupReport, StoreError> {
     let reason = match Manifest::read(dest) {
-        Ok(manifest) => match copy_to_extend(dest, &manifest, &source)? {
-            Ok(log) => return extend(dest, &source, &log, manifest, progress),
+        Ok(manifest) => match copy_to_extend(dest, &manifest, source)? {
+            Ok(log) => return extend(dest, source, &log, manifest, progress),
             Err(reason) => reason,
         },
         Err(StoreError::Damaged(reason)) => reason,
         Err(error) => return Err(error),
     };
-    begin_anew(dest, &source, reason, progress)
+    begin_anew(dest, source, reason, progress)
 }
 
 fn make_folder(path: &Path) -> Result<(), StoreError> {

@@ -8,6 +8,7 @@
 //! gen-000001/index.meta   which log the index belongs to and how far it reaches; can be deleted
 //! gen-000001/index.bloom  the filter on ids; can be deleted
 //! gen-000001/index.rebuilding  there while the index was last built from the whole log and is not sure to count right
+//! state/                  small blobs of the layers above, see [`super::state`]
 //! ```
 
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -261,9 +262,24 @@ impl Generation {
 /// # Errors
 /// When it cannot be written.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+    write_new(path, bytes, OpenOptions::new().write(true).create(true).truncate(true))
+}
+
+/// As [`write_atomically`], for a file that only its owner may read.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn write_private(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+    let mut options = OpenOptions::new();
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    write_new(path, bytes, options.write(true).create(true).truncate(true))
+}
+
+fn write_new(path: &Path, bytes: &[u8], options: &OpenOptions) -> Result<(), StoreError> {
     let temporary = path.with_extension("new");
     let write = || -> std::io::Result<()> {
-        let mut file = File::create(&temporary)?;
+        let mut file = options.open(&temporary)?;
         file.write_all(bytes)?;
         file.sync_all()?;
         fault::point("file.written");

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+
 use crate::protocol::supersede::Verdict;
 use crate::protocol::{Event, EventId, Filter, Kind, Verified};
 
@@ -22,7 +24,7 @@ use super::open;
 use super::quota::{Keeper, Rules};
 use super::schema;
 use super::summed::EmbeddedSummed;
-use super::{Applied, Query, Removal, Retained, Scan, Store, StoreError, StoreStats, Summed};
+use super::{Applied, Query, Removal, Retained, Scan, Store, StoreError, StoreStats, Summed, state};
 
 pub(super) use super::files::{Files, WriterGuard, WriterState};
 
@@ -254,6 +256,14 @@ impl Store for EmbeddedStore {
 
     fn compact(&self, pace: &Pace<'_>) -> Result<Option<CompactReport>, StoreError> {
         compact::compact(self, pace).map(Some)
+    }
+
+    fn load_state(&self, name: &str) -> Result<Option<Bytes>, StoreError> {
+        state::load(self.dir.path(), name)
+    }
+
+    fn save_state(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
+        state::save(self.dir.path(), name, bytes)
     }
 
     fn stats(&self) -> StoreStats {

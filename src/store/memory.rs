@@ -3,11 +3,14 @@
 //! Slow and plain on purpose: the store suite and the tests of the relay compare clever stores with it. Keeps nothing
 //! on disk.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use bytes::Bytes;
+
 use super::{
-    Applied, PageBudget, Position, Progress, Query, Removal, Row, Scan, Store, StoreError, StoreStats, Wanted,
+    Applied, PageBudget, Position, Progress, Query, Removal, Row, Scan, Store, StoreError, StoreStats, Wanted, state,
 };
 use crate::protocol::slot::{self, Slot};
 use crate::protocol::supersede::{self, Address, Known, Target, Verdict, Version};
@@ -24,6 +27,8 @@ struct Kept {
     stored_ever: u64,
     /// Versions that were deleted by id: what they replaced stays replaced.
     gone: Vec<(Address, Version)>,
+    /// Blobs by name.
+    states: BTreeMap<String, Bytes>,
 }
 
 impl MemoryStore {
@@ -234,6 +239,17 @@ impl Store for MemoryStore {
             (Some(_), _) => Progress::LimitReached,
         };
         Ok(Box::new(MemoryScan { store: self.clone(), rows, next: 0, end, all }))
+    }
+
+    fn load_state(&self, name: &str) -> Result<Option<Bytes>, StoreError> {
+        state::check_name(name)?;
+        Ok(self.kept().states.get(name).cloned())
+    }
+
+    fn save_state(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
+        state::check_name(name)?;
+        self.kept().states.insert(name.to_owned(), Bytes::copy_from_slice(bytes));
+        Ok(())
     }
 
     fn stats(&self) -> StoreStats {

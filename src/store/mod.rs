@@ -28,13 +28,14 @@ pub mod repair;
 mod replay;
 mod scan;
 pub mod schema;
+pub mod state;
 mod summed;
 mod sums;
 #[cfg(test)]
 mod testing;
 pub mod verify;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -179,6 +180,36 @@ pub trait Scan: Send {
     /// As [`Scan::page`].
     fn count(&mut self, until: Instant) -> Result<(u64, Progress), StoreError>;
 }
+
+/// Calls `each` for every event that one of the filters matches, newest first, whatever its expiration. For commands
+/// and background work: it takes as long as it takes, and holds a page in memory.
+///
+/// # Errors
+/// The first of `each`, or that of the store.
+pub fn for_each_match<E: From<StoreError>>(
+    store: &dyn Store,
+    filters: Vec<Filter>,
+    mut each: impl FnMut(&Row) -> Result<(), E>,
+) -> Result<(), E> {
+    let limit = |filter: &Filter| filter.limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
+    let wanted = filters.into_iter().map(|filter| Wanted { limit: limit(&filter), filter, whole_seconds: false });
+    let query = Query { wanted: wanted.collect(), now: 0, before: None, visible: Visibility::everything() };
+    let mut scan = store.scan(query)?;
+    let mut rows = Vec::new();
+    loop {
+        let budget = PageBudget { bytes_max: MATCH_PAGE_BYTES, until: Instant::now() + MATCH_PAGE_TIME };
+        let progress = scan.page(budget, &mut rows)?;
+        rows.drain(..).try_for_each(|row| each(&row))?;
+        if progress != Progress::Paused {
+            return Ok(());
+        }
+    }
+}
+
+/// Bytes of a page of [`for_each_match`].
+const MATCH_PAGE_BYTES: usize = 1 << 20;
+/// How long one may take; it only has to be some bound.
+const MATCH_PAGE_TIME: Duration = Duration::from_secs(60);
 
 /// A set of events for reconciliation (NIP-77) that is compared by sums kept beforehand. Ranges are `from <= item < to`.
 /// It follows the store: what comes or goes between two calls may show in the later one.
@@ -440,6 +471,19 @@ pub trait Store: Send + Sync {
     fn compact(&self, _pace: &Pace<'_>) -> Result<Option<CompactReport>, StoreError> {
         Ok(None)
     }
+
+    /// The blob that was last saved under this name; see [`state`].
+    ///
+    /// # Errors
+    /// When it cannot be read, or `name` cannot name one.
+    fn load_state(&self, name: &str) -> Result<Option<Bytes>, StoreError>;
+
+    /// Keeps a blob under a name in place of the one before, atomically and durably: after a power cut one of the two
+    /// is there, and once this has returned, the new one. One caller at a time for a name.
+    ///
+    /// # Errors
+    /// When it cannot be written, or `name` cannot name one; the blob before is still there then.
+    fn save_state(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError>;
 
     /// Figures for `status` and logs.
     fn stats(&self) -> StoreStats;

@@ -181,6 +181,7 @@ impl<'i> Replay<'i> {
 
     /// Makes what counts so far visible in the index.
     pub(super) fn flush(&mut self) -> Result<(), StoreError> {
+        self.index.check_bound()?;
         self.counted_up_to = self.counted_up_to.max(self.end);
         self.changes.extend(schema::counters(self.events, self.dead_bytes, self.counted_up_to));
         self.index.apply(&self.changes, self.end)?;

@@ -166,6 +166,12 @@ impl Chats {
         self.messages.version(address)
     }
 
+    /// Whether there is, or was before it was deleted, anything at an own address.
+    pub fn knows(&self, address: &Address) -> bool {
+        let held = self.messages.version(address).or_else(|| self.newest.version(address));
+        held.is_some() || self.deletions.until(address).is_some()
+    }
+
     /// The version of a head that the relays keep.
     pub fn head_version(&self, chat: &ChatKey) -> Option<Version> {
         self.newest.version(&chat.head_address())

@@ -128,12 +128,14 @@ impl<'de> Deserialize<'de> for Hlc {
 pub struct Written {
     /// What the device's own clock showed: milliseconds since 1970, right or wrong.
     pub local_ms: u64,
-    /// The latest stamp of a signed event that the writer had seen. The write never gets a stamp below it.
+    /// The latest stamp that was certain when this was written: of a signed event, own or foreign, or of an own write
+    /// that is dated for good. This write never gets a stamp below it.
     pub floor: Hlc,
     /// The stamp at present.
     pub stamp: Hlc,
-    /// The stamp is part of what is written (an imported message) and stays.
-    pub pinned: bool,
+    /// The stamp stays: a relay had told the time when it was given, or it is part of what is written (an import).
+    #[serde(rename = "final")]
+    pub is_final: bool,
 }
 
 /// One device's clock.
@@ -142,18 +144,20 @@ pub struct Clock {
     device: Device,
     /// What to add to the local time to get the true one, as far as known.
     offset_ms: i64,
+    /// A relay has told the time, and nothing has happened since that would make it doubtful.
+    corrected: bool,
     /// The latest stamp in a signed event. It stands whatever the true time is.
     seen: Hlc,
-    /// The latest stamp of this device's own in a signed event.
-    signed: Hlc,
-    /// The latest stamp given to a write that is not signed yet. It falls when those are dated anew.
+    /// The latest stamp given for good to an own write.
+    given: Hlc,
+    /// The latest stamp of a write that is still to be dated anew.
     drafted: Hlc,
 }
 
 impl Clock {
-    /// A clock that has seen nothing and believes the local time.
+    /// A clock that has seen nothing and believes the local time until a relay tells another.
     pub fn new(device: Device) -> Self {
-        Clock { device, offset_ms: 0, seen: Hlc::ZERO, signed: Hlc::ZERO, drafted: Hlc::ZERO }
+        Clock { device, offset_ms: 0, corrected: false, seen: Hlc::ZERO, given: Hlc::ZERO, drafted: Hlc::ZERO }
     }
 
     /// Whose clock it is.
@@ -175,40 +179,57 @@ impl Clock {
     /// to be dated anew after that: [`Clock::restamp`].
     pub fn correct(&mut self, offset_ms: i64) {
         self.offset_ms = offset_ms;
+        self.corrected = true;
+    }
+
+    /// No relay is there any more that would notice if somebody set the local clock: what is written from now on is
+    /// dated anew at the next contact.
+    pub fn doubt(&mut self) {
+        self.corrected = false;
     }
 
     /// Takes note of a stamp in a valid signed event, own or foreign.
     pub fn observe(&mut self, seen: Hlc) {
         self.seen = self.seen.max(seen);
-        if seen.device == self.device {
-            self.signed = self.signed.max(seen);
-        }
     }
 
-    /// Dates a write: beyond everything seen and everything written before.
+    /// After a restart: takes note of a draft that waits. What is written next comes after it.
+    pub fn resume(&mut self, draft: &Written) {
+        let latest = if draft.is_final { &mut self.given } else { &mut self.drafted };
+        *latest = draft.stamp.max(*latest);
+    }
+
+    /// Dates a write: beyond everything seen and everything written before. What a command writes in several forms is
+    /// one write and has one date.
     pub fn write(&mut self, local_ms: u64) -> Written {
-        let stamp = dated(self.true_ms(local_ms), [self.seen, self.drafted], self.device);
-        self.drafted = stamp;
-        Written { local_ms, floor: self.seen, stamp, pinned: false }
+        let floor = self.seen.max(self.given);
+        let stamp = dated(self.true_ms(local_ms), floor.max(self.drafted), self.device);
+        let latest = if self.corrected { &mut self.given } else { &mut self.drafted };
+        *latest = stamp;
+        Written { local_ms, floor, stamp, is_final: self.corrected }
     }
 
-    /// Dates all drafts anew, in the order in which they were written, now that the clock was corrected and shows
-    /// `local_ms`. No draft gets a date in the future, even if the local clock was set back in the meantime; none falls
-    /// below what its writer had seen or wrote before.
+    /// Dates for good all drafts that are not yet, in the order in which they were written, now that the clock was
+    /// corrected and shows `local_ms`. No draft gets a date in the future, even if the local clock was set back in the
+    /// meantime; none falls below what its writer had seen or wrote before.
     pub fn restamp<'w>(&mut self, local_ms: u64, drafts: impl IntoIterator<Item = &'w mut Written>) {
         let now_ms = self.true_ms(local_ms);
-        self.drafted = self.signed;
-        for written in drafts.into_iter().filter(|written| !written.pinned) {
-            let wall_ms = self.true_ms(written.local_ms).min(now_ms);
-            written.stamp = dated(wall_ms, [written.floor, self.drafted], self.device);
-            self.drafted = written.stamp;
+        let (mut old, mut new) = (Hlc::ZERO, Hlc::ZERO);
+        for written in drafts.into_iter().filter(|written| !written.is_final) {
+            if written.stamp != old {
+                let wall_ms = self.true_ms(written.local_ms).min(now_ms);
+                (old, new) = (written.stamp, dated(wall_ms, written.floor.max(new), self.device));
+            }
+            written.stamp = new;
+            written.is_final = true;
         }
+        self.given = self.given.max(new);
+        self.drafted = Hlc::ZERO;
     }
 }
 
-/// The earliest stamp of `device` not before `wall_ms` and after all of `floors`.
-fn dated(wall_ms: u64, floors: [Hlc; 2], device: Device) -> Hlc {
-    let floor = floors[0].max(floors[1]);
+/// The earliest stamp of `device` not before `wall_ms` and after `floor`.
+fn dated(wall_ms: u64, floor: Hlc, device: Device) -> Hlc {
     let wall = Hlc::at(wall_ms, device);
     if wall.wall_ms > floor.wall_ms { wall } else { floor.after(device) }
 }
@@ -292,17 +313,26 @@ mod tests {
         }
     }
 
-    /// What the writer had seen stays below, a clock that was set back makes no date in the future, and pinned stamps stay.
+    /// What the writer had seen stays below, a clock that was set back makes no date in the future, and final stamps stay.
     #[test]
     fn restamping_keeps_floors_and_stays_out_of_the_future() {
         let mut clock = Clock::new(Device(1));
         clock.observe(stamp(NOW, 4, 9));
         let mut drafts = vec![clock.write(NOW - YEAR_MS), clock.write(NOW + YEAR_MS)];
-        let pinned = Written { local_ms: 5, floor: Hlc::ZERO, stamp: stamp(5, 0, 0), pinned: true };
-        drafts.insert(1, pinned);
+        let imported = Written { local_ms: 5, floor: Hlc::ZERO, stamp: stamp(5, 0, 0), is_final: true };
+        drafts.insert(1, imported);
+        // The second form of the last write.
+        drafts.push(drafts[2]);
         clock.correct(0);
         clock.restamp(NOW + 10, &mut drafts);
         let stamps: Vec<Hlc> = drafts.iter().map(|draft| draft.stamp).collect();
-        assert_eq!(stamps, [stamp(NOW, 5, 1), stamp(5, 0, 0), stamp(NOW + 10, 0, 1)]);
+        assert_eq!(stamps, [stamp(NOW, 5, 1), stamp(5, 0, 0), stamp(NOW + 10, 0, 1), stamp(NOW + 10, 0, 1)]);
+        let dated = drafts.clone();
+        clock.correct(1_000_000);
+        clock.restamp(NOW + 20, &mut drafts);
+        assert_eq!(drafts, dated, "dated for good");
+        assert!(clock.write(NOW).is_final);
+        clock.doubt();
+        assert!(!clock.write(NOW).is_final);
     }
 }

@@ -20,7 +20,7 @@ pub use answer::{Consequence, Settlement};
 pub use change::{Change, Content, RelayUrl, Seq};
 pub use link::{LinkStatus, WINDOW_MAX};
 
-use super::clock::Written;
+use super::clock::{Clock, Hlc, Written};
 use super::draft::Draft;
 use crate::protocol::{Event, EventId};
 use link::Link;
@@ -132,6 +132,7 @@ impl Outbox {
         match change {
             Change::Numbered { next } => self.next_seq = self.next_seq.max(next.0),
             Change::Queued { seq, content, relays } => self.apply_queued(*seq, content, relays),
+            Change::Dated { dates } => dates.iter().for_each(|(seq, stamp)| self.apply_date(*seq, *stamp)),
             Change::Frozen { seq, covers, event } => self.apply_frozen(*seq, covers, event),
             Change::Settled { seq, relay, how } => self.set_debt(*seq, relay, Debt::Paid(*how)),
             Change::Buried { seq, relay, reason } => self.set_debt(*seq, relay, Debt::Dead(reason.clone())),
@@ -157,6 +158,13 @@ impl Outbox {
         let debts = relays.iter().map(|relay| (relay.clone(), Debt::Owed)).collect();
         let entry = Entry { content: content.clone(), id: id_of(content), debts, covers: Vec::new() };
         self.entries.insert(seq, entry);
+    }
+
+    fn apply_date(&mut self, seq: Seq, stamp: Hlc) {
+        if let Some(Entry { content: Content::Draft(draft), .. }) = self.entries.get_mut(&seq) {
+            draft.written.stamp = stamp;
+            draft.written.is_final = true;
+        }
     }
 
     fn apply_frozen(&mut self, seq: Seq, covers: &[Seq], event: &str) {
@@ -234,6 +242,20 @@ impl Outbox {
     /// A link is open. Nothing was sent over it, and no key is proven on it.
     pub fn link_up(&mut self, relay: &RelayUrl) {
         self.link(relay).open();
+    }
+
+    /// Dates all drafts anew that are not dated for good, now that `clock` was corrected by a relay. Nothing when there are
+    /// none.
+    pub fn restamp(&mut self, clock: &mut Clock, local_ms: u64) -> Option<Change> {
+        let undated: Vec<Seq> =
+            self.drafts().filter(|(_, draft)| !draft.written.is_final).map(|(seq, _)| seq).collect();
+        clock.restamp(local_ms, self.dates_mut());
+        let stamp = |seq: Seq| match &self.entries.get(&seq)?.content {
+            Content::Draft(draft) => Some((seq, draft.written.stamp)),
+            Content::Event(_) => None,
+        };
+        let dates: Vec<(Seq, Hlc)> = undated.into_iter().filter_map(stamp).collect();
+        (!dates.is_empty()).then_some(Change::Dated { dates })
     }
 
     /// A link is gone. What was on its way is owed as before.

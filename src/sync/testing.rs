@@ -43,7 +43,7 @@ impl Desk {
 
     /// A draft of exactly this stamp.
     pub fn draft_at(op: Op, stamp: Hlc) -> Draft {
-        Draft { written: Written { local_ms: stamp.wall_ms, floor: Hlc::ZERO, stamp, pinned: false }, op }
+        Draft { written: Written { local_ms: stamp.wall_ms, floor: Hlc::ZERO, stamp, is_final: false }, op }
     }
 
     /// Signs an event as it stands.

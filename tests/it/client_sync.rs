@@ -1,6 +1,9 @@
 //! The client against relays: what was written offline arrives everywhere, once, and what was answered is not lost.
 
 use serde_json::json;
+use sledge::client::clock::World;
+use sledge::protocol::Filter;
+use sledge::sync::settings::Settings;
 
 use super::support::device::{self, signed, today};
 use super::support::{Device, Relay, json_of};
@@ -92,25 +95,24 @@ async fn t12_what_was_deleted_does_not_come_back() {
     }
 }
 
-/// A relay that lost its data gets it back from whoever has it.
+/// A relay that lost its data gets it back from whoever has it, although nothing is owed to it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_forgetful_relay_is_reminded() {
-    let (first, second) = (relay().await, relay().await);
-    let [a, b] = [&first, &second].map(|relay| Device::new(1, &[&url(relay)]));
+    let relay = relay().await;
+    let addr = relay.addr();
+    let relay_url = url(&relay);
+    let [a, b] = [1, 1].map(|user| Device::new(user, &[&relay_url]));
     for number in 0..5 {
         private(&a, today() - number, &number.to_string(), "");
     }
     a.sync().await;
-    // The same device, and a relay that knows nothing: here under another address.
-    let file = a.path().join("cache");
-    assert!(file.exists());
-    let moved = Device::with(1, &[&url(&second)], |_| {});
-    for event in a.profile().cache().query(&[sledge::protocol::Filter::default()], today()).unwrap() {
-        moved.profile().take(vec![event]).unwrap();
-    }
-    moved.sync().await;
+    relay.stop().await;
+    let forgetful = relay_with(|config| config.listen = addr).await;
+    a.sync().await;
     b.sync().await;
     assert_eq!(b.ids(), a.ids());
+    assert_eq!(b.ids().len(), 5);
+    drop(forgetful);
 }
 
 /// Training data goes to its allow-list only, chats to the home relays only, whatever is uploaded or owed.
@@ -200,4 +202,63 @@ async fn live_links_carry_writes_at_once() {
     for links in links {
         super::support::client::soon("the links to end", links.stop()).await;
     }
+}
+
+/// Two devices sign settings without knowing of each other. Whoever sees both heads sees the conflict, and publishes the
+/// merge at its next visit; then everybody falls silent, with one head.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_conflict_of_settings_is_seen_and_merged() {
+    let (first, second) = (relay().await, relay().await);
+    let [a, b] = [&first, &second].map(|relay| Device::new(1, &[&url(relay)]));
+    let heads = |device: &Device| device.profile().see(|all, _| all.settings.heads().count()).unwrap();
+    set(&a, "theme", "dark");
+    a.sync().await;
+    set(&b, "theme", "light");
+    b.sync().await;
+    let both = Device::new(1, &[&url(&first), &url(&second)]);
+    for device in [&a, &b] {
+        both.profile().take(device.profile().cache().query(&[Filter::default()], today()).unwrap()).unwrap();
+    }
+    let conflicts = both.profile().see(|all, _| all.settings.conflicts()).unwrap();
+    assert_eq!(conflicts.len(), 1);
+    assert_eq!((conflicts[0].winner.0.clone(), conflicts[0].others[0].0.clone()), (json!("light"), json!("dark")));
+    for device in [&both, &a, &b, &both] {
+        device.sync().await;
+    }
+    for device in [&a, &b, &both] {
+        assert_eq!((heads(device), device.waiting()), (1, 0));
+        assert_eq!(theme(device), Some(json!("light")));
+    }
+    let before = both.ids();
+    for device in [&a, &b, &both] {
+        device.sync().await;
+    }
+    assert_eq!(both.ids(), before, "at rest nobody publishes");
+}
+
+/// A device whose clock is a year ahead writes before one whose clock is right does: when both have met a relay, the later
+/// write counts, as in real time.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_clock_wins_nothing() {
+    const YEAR_MS: u64 = 365 * 86_400_000;
+    let relay = relay().await;
+    let mut wrong = Device::new(1, &[&url(&relay)]);
+    let system = World::system();
+    wrong.restart_in(World::with_clock(move || system.now_ms() + YEAR_MS));
+    let right = Device::new(1, &[&url(&relay)]);
+    set(&wrong, "theme", "first");
+    set(&right, "theme", "second");
+    for device in [&right, &wrong, &right] {
+        device.sync().await;
+    }
+    assert_eq!((theme(&wrong), theme(&right)), (Some(json!("second")), Some(json!("second"))));
+}
+
+fn set(device: &Device, name: &str, value: &str) {
+    let ops = Settings::set(name, &json!(value), false).unwrap();
+    device.profile().write(ops.into()).unwrap();
+}
+
+fn theme(device: &Device) -> Option<serde_json::Value> {
+    device.profile().see(|all, _| all.settings.fields().get("theme").cloned()).unwrap()
 }

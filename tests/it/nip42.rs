@@ -1,9 +1,11 @@
 //! NIP-42, authentication: the challenge, what answers it, and what it opens.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use serde_json::json;
 
 use crate::support::relay::SERVICE_URL;
-use crate::support::{Client, Keys, NOW, Relay, ids};
+use crate::support::{Binary, Client, Keys, NOW, Relay, ids};
 
 /// An AUTH event of this key for this relay tag and second.
 async fn attempt(client: &mut Client, keys: &Keys, relay: &str, at: u64) -> (bool, String) {
@@ -172,7 +174,10 @@ async fn open_subscriptions_see_more_after_authentication() {
     let wrap = |n| wrapper.draft(1059, NOW + n).tag(["p", &me.hex()]).sign();
     let (mut sender, mut client) = (relay.client().await, relay.client().await);
     client.req("all", &[json!({})]).await;
-    sender.store(&wrap(0)).await;
+    // What was published before the note has passed by when the note arrives.
+    let note = wrapper.note(NOW, "");
+    sender.store_all([&wrap(0), &note]).await;
+    assert_eq!(client.live("all").await["id"], json!(note.id.to_hex()));
     client.prove(&me).await;
     sender.store(&wrap(1)).await;
     assert_eq!(client.live("all").await["id"], json!(wrap(1).id.to_hex()));
@@ -197,4 +202,25 @@ async fn authentication_can_be_required() {
     client.store(&note).await;
     assert_eq!(client.query_ids(json!({})).await, ids([&note]));
     assert_eq!(client.count(&[json!({})]).await, 1);
+}
+
+/// The relay's name and what needs authentication follow a reload, also on connections that are open.
+#[tokio::test]
+async fn access_follows_a_reload() {
+    let binary = Binary::new();
+    binary.configure("service_url = \"wss://old.example.com\"\n");
+    let serving = binary.serve();
+    let mut client = Client::connect(serving.addr()).await;
+    let (keys, new) = (Keys::new(1), "wss://new.example.com");
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    client.store(&keys.note(NOW, "before")).await;
+    assert!(!attempt(&mut client, &keys, new, now).await.0);
+    binary.configure(&format!("service_url = \"{new}\"\n[access]\nauth_required_to_write = true\n"));
+    serving.signal("HUP");
+    serving.wait_for_line("settings read again");
+    let note = keys.note(NOW, "afterwards");
+    let (accepted, text) = client.publish(&note).await;
+    assert!(!accepted && text.starts_with("auth-required: "), "{text}");
+    assert_eq!(attempt(&mut client, &keys, new, now).await, (true, String::new()));
+    client.store(&note).await;
 }

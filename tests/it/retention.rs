@@ -10,6 +10,7 @@ use sledge::protocol::supersede::Verdict;
 use sledge::protocol::{Event, Filter};
 use sledge::relay::Clock;
 use sledge::relay::ingest::{Ingest, Rejection, Sender};
+use sledge::relay::policy::Policy;
 use sledge::server::Server;
 use sledge::store::compact::Pace;
 use sledge::store::embedded::{EmbeddedStore, Options};
@@ -65,7 +66,8 @@ fn stats(store: &EmbeddedStore) -> RetentionStats {
 
 fn refused(store: &Arc<EmbeddedStore>, event: &Event) -> bool {
     let store: Arc<dyn Store> = store.clone();
-    let ingest = Ingest::new(Arc::new(Config::default()), store);
+    let policy = Policy::open(Arc::new(Config::default()), store.clone()).unwrap();
+    let ingest = Ingest::new(Arc::new(Config::default()), store, Arc::new(policy));
     let verdicts = [Sender::client([192, 0, 2, 1].into(), Arc::default()), Sender::import()]
         .map(|sender| ingest.check(event.clone(), &sender, NOW).map(drop));
     assert_eq!(verdicts[0], verdicts[1], "every door alike");

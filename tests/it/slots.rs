@@ -135,7 +135,10 @@ async fn heads_are_what_no_version_names() {
 /// NIP-11 says that there is a slot.
 #[tokio::test]
 async fn the_slot_is_advertised() {
-    let info = sledge::server::about::relay_info(&sledge::config::Config::default());
+    let config = std::sync::Arc::new(sledge::config::Config::default());
+    let store = std::sync::Arc::new(sledge::store::memory::MemoryStore::new());
+    let policy = sledge::relay::policy::Policy::open(config.clone(), store).unwrap();
+    let info = sledge::server::about::relay_info(&config, &policy);
     assert_eq!(serde_json::to_value(info).unwrap()["sync"]["slots"], 1);
 }
 

@@ -23,7 +23,7 @@ type Make<'m> = &'m dyn Fn() -> Arc<dyn Store>;
 type Check = fn(Make);
 
 /// Every check, with its name for the message of a failure.
-const CHECKS: [(&str, Check); 18] = [
+const CHECKS: [(&str, Check); 19] = [
     ("an empty store has nothing", an_empty_store_has_nothing),
     ("verdicts come in batch order", verdicts_come_in_batch_order),
     ("a batch sees its earlier writes", a_batch_sees_its_earlier_writes),
@@ -42,6 +42,7 @@ const CHECKS: [(&str, Check); 18] = [
     ("long values", long_values),
     ("counts are over the union", counts_are_over_the_union),
     ("readers beside the writer", readers_beside_the_writer),
+    ("the last blob of a name is kept", the_last_blob_of_a_name_is_kept),
 ];
 
 /// Runs every check on stores that `make` makes, a new and empty one each time.
@@ -454,4 +455,20 @@ fn write_beside_readers(store: &dyn Store, meanwhile: &(dyn Fn() + Sync)) {
             written.fetch_add(batch.len() as u64, Ordering::Release);
         }
     });
+}
+
+/// Blobs are apart from events and from each other, and only plain names name one.
+fn the_last_blob_of_a_name_is_kept(make: Make) {
+    let store = make();
+    let load = |name| store.load_state(name).unwrap().map(|blob| blob.to_vec());
+    assert_eq!(load("policy"), None);
+    let large = vec![7; 3 << 20];
+    for blob in [b"first".as_slice(), &large, b""] {
+        store.save_state("policy", blob).unwrap();
+        assert_eq!(load("policy").as_deref(), Some(blob));
+    }
+    store.save_state("relay-key", b"\0\xff").unwrap();
+    assert_eq!((load("policy").as_deref(), load("relay-key").as_deref()), (Some(&b""[..]), Some(&b"\0\xff"[..])));
+    assert!(store.save_state("../LOCK", b"").is_err() && store.load_state("../LOCK").is_err());
+    assert_eq!(store.stats().events, 0);
 }

@@ -14,6 +14,8 @@ use crate::error::Error;
 use crate::protocol::{Event, Verified};
 use crate::relay::Clock;
 use crate::relay::ingest::{Ingest, Sender};
+use crate::relay::plugin::{Plugin, Verdict};
+use crate::relay::policy::Policy;
 use crate::store::Store;
 
 /// How long what was read waits for more before it is stored, and a signal for being noticed.
@@ -45,10 +47,23 @@ impl Import<'_> {
     /// Reads to the end, in the order of the file. Each durable write holds as many events as may wait for the writer of a
     /// relay.
     pub fn run(&self, lines: Lines, report: &mut Report) -> Result<Ended, Failure> {
-        let ingest = Ingest::new(Arc::clone(self.config), Arc::clone(&self.store));
+        let policy = Policy::open(Arc::clone(self.config), Arc::clone(&self.store))
+            .map_err(|error| Error::Failed(error.to_string()))?;
+        let ingest = Ingest::new(Arc::clone(self.config), Arc::clone(&self.store), Arc::new(policy));
         let clock = self.clock.clone();
-        let chunks = check::start(lines, self.protected, move |event| check_event(&ingest, event, clock.now()))
-            .map_err(|error| Error::Failed(format!("cannot start threads: {error}")))?;
+        let settings = &self.config.plugin;
+        let plugin = match settings.is_set() && settings.import {
+            true => Some(Plugin::start(settings.clone()).map_err(no_threads)?),
+            false => None,
+        };
+        let check = move |event| {
+            let event = check_event(&ingest, event, clock.now())?;
+            match &plugin {
+                Some(plugin) => ask(plugin, event, clock.now()),
+                None => Ok(event),
+            }
+        };
+        let chunks = check::start(lines, self.protected, check).map_err(no_threads)?;
         let mut batch = Batch::default();
         loop {
             if self.interrupt.is_set() {
@@ -105,6 +120,19 @@ impl Import<'_> {
             report.add(*line, verdict.into(), "");
         }
         Ok(())
+    }
+}
+
+fn no_threads(error: std::io::Error) -> Error {
+    Error::Failed(format!("cannot start threads: {error}"))
+}
+
+/// What the plugin lets pass. What it only pretends to take is refused here: there is nobody to be misled.
+fn ask(plugin: &Plugin, event: Verified<Event>, now: u64) -> Result<Verified<Event>, Refused> {
+    match plugin.ask(event, &Sender::import(), now) {
+        (event, Verdict::Accept) => Ok(event),
+        (_, Verdict::Reject(reason)) => Err(Refused { outcome: Outcome::Refused, reason }),
+        (_, Verdict::ShadowReject) => Err(refused(Outcome::Refused, "refused by the plugin")),
     }
 }
 

@@ -63,19 +63,25 @@ impl Profile {
         if arrival.proven {
             rules.authenticated(relay);
         }
+        let mut changes = rules.settle_unsuited(relay, |entry| suits(entry, arrival.slots));
         if let Some(offset_ms) = arrival.clock_offset_ms {
             state.clock.correct(offset_ms);
-            state.clock.restamp(self.world.now_ms(), rules.dates_mut());
+            changes.extend(rules.restamp(&mut state.clock, self.world.now_ms()));
         }
-        let unsuited = rules.settle_unsuited(relay, |entry| suits(entry, arrival.slots));
+        state.up.insert(relay.clone());
         let status = state.relays.entry(relay.clone()).or_default();
         (status.slots, status.clock_offset_ms) = (arrival.slots, arrival.clock_offset_ms);
-        state.outbox.record(unsuited, false)
+        state.outbox.record(changes, false)
     }
 
     /// A link is gone.
     pub fn link_down(&self, relay: &RelayUrl) {
-        self.state().outbox.rules_mut().link_down(relay);
+        let mut state = self.state();
+        state.outbox.rules_mut().link_down(relay);
+        state.up.remove(relay);
+        if state.up.is_empty() {
+            state.clock.doubt();
+        }
     }
 
     /// The relay has judged our proof; what was refused for want of one is sent again.

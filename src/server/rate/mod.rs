@@ -16,8 +16,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::places::subscriber;
 use crate::config::Rate;
+use crate::config::subscriber_line as subscriber;
 use bucket::{Allowance, Bucket};
 pub use meter::Meter;
 

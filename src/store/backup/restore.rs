@@ -13,6 +13,7 @@ use crate::store::damage::{Stretch, look_through, named_stretch};
 use crate::store::dir::{DataDir, Generation, free_bytes_at};
 use crate::store::log::{Erasure, HEADER_LEN, Log, Step, io_at};
 use crate::store::record::{self, Record};
+use crate::store::state;
 
 /// Problems that are described one by one; further ones are only counted.
 const PROBLEMS_MAX: usize = 1000;
@@ -89,10 +90,12 @@ pub fn restore(
     let dir = DataDir::take(store_dir)?;
     let generation = dir.new_generation()?;
     let restored = restore_log(&manifest, &log, &generation, accept_damage, progress)
+        .and_then(|check| state::copy_all(dest, store_dir).map(|()| check))
         .and_then(|check| dir.switch_to(&generation).map(|()| check));
     if restored.is_err() {
         // Leaves the folder as empty as it was. What stays is no store, since CURRENT is not there.
         let _ = generation.remove();
+        let _ = fs::remove_dir_all(store_dir.join(state::FOLDER));
         let _ = dir.remove_lock_file();
     }
     restored

@@ -344,3 +344,24 @@ impl Drop for StopAtEnd<'_> {
         self.0.store(true, Ordering::Relaxed);
     }
 }
+
+/// What was decided goes along, as it was when the backup was made, and is not left behind by a restore that fails.
+#[test]
+fn blobs_are_backed_up_and_restored() {
+    let folder = tempfile::tempdir().unwrap();
+    let [dir, dest] = ["store", "dest"].map(|name| folder.path().join(name));
+    let store = open(&dir);
+    store.apply(&[note(10, "a note")], 0).unwrap();
+    run(&dir, &dest);
+    store.save_state("policy", b"decided").unwrap();
+    run(&dir, &dest);
+    store.save_state("policy", b"decided later").unwrap();
+    let restored = restored(&dest, &folder.path().join("restored"));
+    assert_eq!(restored.load_state("policy").unwrap().as_deref(), Some(&b"decided"[..]));
+    let copy = dest.join(&Manifest::read(&dest).unwrap().log);
+    flip(&copy, std::fs::metadata(&copy).unwrap().len() as usize - 40);
+    let failed = folder.path().join("failed");
+    let outcome = once_free(|| restore(&dest, &failed, false, &|_, _| {}));
+    assert!(matches!(outcome, Err(StoreError::Damaged(_))), "{outcome:?}");
+    assert_eq!(std::fs::read_dir(&failed).unwrap().count(), 0);
+}

@@ -202,6 +202,16 @@ impl BufferedIndex {
         }
     }
 
+    /// For a replay, which may need as much memory as the writer took before a crash and a little more, but must not take
+    /// all there is while merges fail.
+    ///
+    /// # Errors
+    /// As [`wait_for_room`](BufferedIndex::wait_for_room), once the active run has grown to four times its size.
+    pub fn check_bound(&self) -> Result<(), IndexError> {
+        let entries = self.shared.read().active.len();
+        if entries < self.shared.run_entries_max.saturating_mul(4) { Ok(()) } else { self.wait_for_room() }
+    }
+
     /// Merges all that is buffered now, on the calling thread. False when `stop` ended it early.
     ///
     /// # Errors

@@ -93,11 +93,9 @@ impl MessageDraft {
         }
     }
 
-    /// The `created_at` of its event, dated `stamp`: later than what the writer saw, and never before its own content.
-    pub fn created_at(&self, stamp: Hlc) -> u64 {
-        let beyond_seen = self.after.map_or(0, |seen| seen.saturating_add(1));
-        let content = self.first.map_or(0, |(_, place)| place.second());
-        stamp.second().max(beyond_seen).max(content)
+    /// What its event's `created_at` is not below, whatever its date: it must win over the version that its writer saw.
+    pub fn not_before(&self) -> u64 {
+        self.after.map_or(0, |seen| seen.saturating_add(1))
     }
 }
 
@@ -113,10 +111,12 @@ pub fn told(author: PublicKey, drafts: &[(&Draft, &MessageDraft)]) -> Option<(Me
     let stamp = last_draft.written.stamp;
     let mut message = last.message(author, stamp);
     if let Some((draft, _)) = drafts.iter().find(|(_, message)| message.first.is_none()) {
+        // What the edit took over from its draft may have been dated by a wrong clock.
         message.stamp = draft.written.stamp;
         message.created_at_ms = message.stamp.wall_ms;
     }
-    let created_at = last.created_at(stamp).max(message.stamp.second());
+    let not_before = drafts.iter().map(|(_, message)| message.not_before()).max().unwrap_or(0);
+    let created_at = stamp.second().max(not_before).max(message.stamp.second());
     Some((message, created_at))
 }
 

@@ -93,7 +93,10 @@ pub struct ChatView<'s> {
 /// A message with what decides whether a deletion takes it.
 struct Shown {
     message: Message,
+    /// That of its version; for a draft, what it would be by its present date.
     created_at: u64,
+    /// The part of it that no later date of a draft changes.
+    not_before: u64,
     pending: bool,
 }
 
@@ -149,7 +152,8 @@ impl<'s> ChatView<'s> {
             }
             let address = message::address(message.author, &chat.id, &message.id);
             let created_at = self.chats.message_version(&address).map_or(0, |version| version.created_at);
-            shown.insert(address, Shown { message: message.clone(), created_at, pending: false });
+            let shown_as = Shown { message: message.clone(), created_at, not_before: created_at, pending: false };
+            shown.insert(address, shown_as);
         }
         for group in self.message_drafts(chat).values() {
             let Some((message, created_at)) = message::told(self.me, group) else { continue };
@@ -157,7 +161,8 @@ impl<'s> ChatView<'s> {
             // A version that the relays prefer to this draft has come in the meantime.
             let overtaken = shown.get(&address).is_some_and(|shown: &Shown| shown.created_at > created_at);
             if !overtaken {
-                shown.insert(address, Shown { message, created_at, pending: true });
+                let not_before = group.iter().map(|(_, draft)| draft.not_before()).max().unwrap_or(0);
+                shown.insert(address, Shown { message, created_at, not_before, pending: true });
             }
         }
         shown.retain(|address, shown| self.deleted_until(address).is_none_or(|until| shown.created_at > until));
@@ -271,12 +276,12 @@ impl ChatView<'_> {
     /// [`ChatError::NoMessage`] or [`ChatError::NotYours`].
     pub fn delete(&self, chat: &ChatKey, id: &str) -> Result<Op, ChatError> {
         let (address, _) = self.own_message(chat, id)?;
-        let created_at = self.shown(chat).get(&address).map_or(0, |shown| shown.created_at);
+        let not_before = self.shown(chat).get(&address).map_or(0, |shown| shown.not_before);
         Ok(Op::Delete(Deletion {
             training: false,
             addresses: vec![address_text(&address)],
             ids: Vec::new(),
-            not_before: created_at,
+            not_before,
         }))
     }
 
@@ -286,15 +291,15 @@ impl ChatView<'_> {
         let shown = self.shown(&key);
         let own = shown.iter().filter(|(address, _)| address.pubkey == self.me);
         let head = self.chats.head_version(&key).map_or(0, |version| version.created_at);
-        let head = head.max(self.head(&key).fields.latest().second());
+        let head = head.max(self.chats.head(&key).map_or(0, |fields| fields.latest().second()));
         let mut all = vec![(address_text(&key.head_address()), head)];
-        all.extend(own.map(|(address, shown)| (address_text(address), shown.created_at)));
+        all.extend(own.map(|(address, shown)| (address_text(address), shown.not_before)));
         let request = |part: &[(String, u64)]| {
             Op::Delete(Deletion {
                 training: false,
                 addresses: part.iter().map(|(address, _)| address.clone()).collect(),
                 ids: Vec::new(),
-                not_before: part.iter().map(|(_, created_at)| *created_at).max().unwrap_or(0),
+                not_before: part.iter().map(|(_, not_before)| *not_before).max().unwrap_or(0),
             })
         };
         all.chunks(DELETED_AT_ONCE_MAX).map(request).collect()

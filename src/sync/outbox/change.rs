@@ -5,6 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::answer::Settlement;
+use crate::sync::clock::Hlc;
 use crate::sync::draft::Draft;
 
 /// The place of an entry in the order of writing.
@@ -62,6 +63,11 @@ pub enum Change {
         content: Content,
         /// To whom.
         relays: Vec<RelayUrl>,
+    },
+    /// Drafts were dated for good. Losing this dates them anew, at about the same time.
+    Dated {
+        /// The entries and their stamps.
+        dates: Vec<(Seq, Hlc)>,
     },
     /// A draft was signed, together with later drafts that the event says as well. Nothing is sent before this is
     /// durable: a relay must never see two events for one draft.

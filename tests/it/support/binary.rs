@@ -122,7 +122,12 @@ impl Binary {
 
     /// Starts `serve` on a free port and waits until it listens.
     pub fn serve(&self) -> Serving {
-        self.serve_with(&["--listen", "127.0.0.1:0"], &[])
+        self.serve_on(([127, 0, 0, 1], 0).into())
+    }
+
+    /// As [`Binary::serve`], on an address that clients know already.
+    pub fn serve_on(&self, addr: SocketAddr) -> Serving {
+        self.serve_with(&["--listen", &addr.to_string()], &[])
     }
 
     /// Starts `serve` with these arguments and further environment, and waits until it listens.

@@ -334,7 +334,8 @@ pub fn request(verb: &str, id: &str, filters: &[Value]) -> String {
     Value::Array(message).to_string()
 }
 
-/// Whether a refusal starts as NIP-01 and NIP-42 say (T27); `unsupported` is NIP-01's word for filters.
+/// Whether a refusal starts as NIP-01 and NIP-42 say (T27); `unsupported` is NIP-01's word for filters, `info` NIP-43's
+/// for a welcome.
 pub fn has_standard_prefix(text: &str) -> bool {
     let known = [
         "duplicate",
@@ -347,6 +348,7 @@ pub fn has_standard_prefix(text: &str) -> bool {
         "error",
         "auth-required",
         "unsupported",
+        "info",
     ];
     text.split_once(": ").is_some_and(|(prefix, reason)| known.contains(&prefix) && !reason.is_empty())
 }

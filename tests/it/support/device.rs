@@ -1,6 +1,5 @@
 //! A device with the client on it: a profile in a directory of its own, which survives restarts.
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -28,7 +27,7 @@ pub fn quick() -> LinkOptions {
 
 /// One device of one user.
 pub struct Device {
-    dir: TempDir,
+    _dir: TempDir,
     options: ProfileOptions,
     keys: Keys,
     profile: Option<Arc<Profile>>,
@@ -52,26 +51,27 @@ impl Device {
         };
         change(&mut options);
         let keys = Keys::from_secret_bytes([user; 32]).expect("a valid key");
-        let mut device = Device { dir, options, keys, profile: None };
-        device.start();
+        let mut device = Device { _dir: dir, options, keys, profile: None };
+        device.start(World::system());
         device
     }
 
-    pub fn path(&self) -> PathBuf {
-        self.dir.path().to_owned()
-    }
-
-    fn start(&mut self) {
-        let open = || Profile::open(&self.options, self.keys.clone(), World::system());
+    fn start(&mut self, world: World) {
+        let open = || Profile::open(&self.options, self.keys.clone(), world.clone());
         self.profile = Some(Arc::new(once_free(open)));
     }
 
     /// As after a crash: nothing is closed first.
     pub fn restart(&mut self) {
+        self.restart_in(World::system());
+    }
+
+    /// As [`Device::restart`], with another clock.
+    pub fn restart_in(&mut self, world: World) {
         let profile = self.profile.take().expect("it is open");
         assert_eq!(Arc::strong_count(&profile), 1, "somebody uses the profile still");
         drop(profile);
-        self.start();
+        self.start(world);
     }
 
     pub fn profile(&self) -> &Arc<Profile> {
@@ -139,11 +139,4 @@ pub fn signed(user: u8, kind: u16, created_at: u64, tags: &[&[&str]], content: &
 /// A relay's URL as the outbox writes it.
 pub fn relay_url(url: &str) -> RelayUrl {
     RelayUrl::new(url)
-}
-
-/// Whether a folder holds a file whose name contains `part`.
-pub fn has_file(dir: &Path, part: &str) -> bool {
-    std::fs::read_dir(dir)
-        .expect("a folder")
-        .any(|entry| entry.expect("a readable folder").file_name().to_string_lossy().contains(part))
 }

@@ -124,6 +124,23 @@ impl FakePeer {
         }
     }
 
+    /// Answers every question with nothing, up to the first event that is published; that one's JSON.
+    pub async fn until_published(&mut self) -> Value {
+        loop {
+            let message = self.hear().await.expect("the client publishes something");
+            match message[0].as_str() {
+                Some("REQ") => self.say(serde_json::json!(["EOSE", message[1]])).await,
+                Some("EVENT") => return message[1].clone(),
+                _ => {}
+            }
+        }
+    }
+
+    /// Answers an event.
+    pub async fn ok(&mut self, event: &Value, accepted: bool, text: &str) {
+        self.say(serde_json::json!(["OK", event["id"], accepted, text])).await;
+    }
+
     /// Cuts the connection without a goodbye.
     pub fn cut(self) {
         drop(self.socket);

@@ -21,6 +21,11 @@ impl Keys {
         Keys { pair: Keypair::from_secret_bytes(secret.into()).expect("a hash is a valid secret key") }
     }
 
+    /// The key pair of these secret bytes.
+    pub fn of_secret(secret: [u8; 32]) -> Keys {
+        Keys { pair: Keypair::from_secret_bytes(secret).expect("a valid secret key") }
+    }
+
     pub fn pubkey(&self) -> PublicKey {
         PublicKey(self.pair.x_only_public_key().0.to_byte_array())
     }

@@ -234,8 +234,11 @@ fn a_full_buffer_with_a_failing_engine_says_so() {
     index.apply(&batch(10), 2).unwrap();
     index.apply(&batch(20), 3).unwrap();
     assert!(matches!(index.wait_for_room(), Err(IndexError::Full(_))));
+    index.check_bound().unwrap();
     index.apply(&batch(30), 4).unwrap();
     assert_eq!(scan(&index, 0, 99, 99).len(), 40);
+    index.apply(&batch(40), 5).unwrap();
+    assert!(matches!(index.check_bound(), Err(IndexError::Full(_))), "a replay has a bound too");
 }
 
 /// When it cannot be put on record how far the index reaches, the run stays in memory, and is merged again once it can.

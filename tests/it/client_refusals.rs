@@ -1,0 +1,154 @@
+//! What relays answer, by fakes that say what no relay of ours can be brought to say: nothing is lost, nothing doubled,
+//! and what is refused for good is seen.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use sledge::client::links::Links;
+use sledge::sync::outbox::Seq;
+
+use super::support::client::soon;
+use super::support::device::{quick, today};
+use super::support::{Device, Fake};
+
+/// A device with some public notes in its outbox and links that are kept up.
+fn writing(fake: &Fake, notes: u64) -> (Device, Links) {
+    let device = Device::new(1, &[&fake.url()]);
+    for number in 0..notes {
+        device.publish(1, today() - 100 + number, &[], &format!("note {number}"));
+    }
+    let links = Links::start(Arc::clone(device.profile()), quick());
+    (device, links)
+}
+
+/// The relay stored an event and died before its OK: the very same bytes are sent again, and `duplicate:` settles them.
+#[tokio::test(flavor = "multi_thread")]
+async fn t27_a_lost_ok_costs_a_duplicate() {
+    let mut fake = Fake::start(Value::Null).await;
+    let (device, links) = writing(&fake, 1);
+    let mut peer = fake.accept().await;
+    let first = peer.until_published().await;
+    peer.cut();
+    let mut peer = fake.accept().await;
+    let second = peer.until_published().await;
+    assert_eq!(first, second);
+    peer.ok(&second, true, "duplicate: already have this event").await;
+    device.until("the outbox to be empty", |status| status.waiting == 0 && status.dead == 0).await;
+    soon("the end", links.stop()).await;
+}
+
+/// Each answer has its consequence: what was overtaken is settled, what is refused for good stays visible with its
+/// reason until it is tried again or discarded, what is refused for now is sent again.
+#[tokio::test(flavor = "multi_thread")]
+async fn t27_answers_settle_bury_or_come_again() {
+    let mut fake = Fake::start(Value::Null).await;
+    let (device, links) = writing(&fake, 6);
+    let mut peer = fake.accept().await;
+    let mut refused = Vec::new();
+    for (accepted, text) in [
+        (false, "replaced: have newer event"),
+        (false, "deleted: user requested deletion"),
+        (true, ""),
+        (false, "blocked: you are not welcome"),
+        (false, "invalid: too many tags"),
+        (false, "rate-limited: slow down"),
+    ] {
+        let event = peer.until_published().await;
+        peer.ok(&event, accepted, text).await;
+        refused.push(event);
+    }
+    let again = peer.until_published().await;
+    assert_eq!(again, refused[5], "the same bytes");
+    peer.ok(&again, true, "").await;
+    device.until("two dead letters and nothing else", |status| status.waiting == 0 && status.dead == 2).await;
+    let letters = device.profile().dead_letters();
+    let reasons: Vec<&str> = letters.iter().map(|letter| letter.reason.as_str()).collect();
+    assert_eq!(reasons, ["blocked: you are not welcome", "invalid: too many tags"]);
+    assert_eq!(letters[0].id.as_deref(), refused[3]["id"].as_str());
+    assert!(device.profile().discard(Seq(letters[1].seq)).unwrap());
+    assert_eq!(device.profile().revive(None).unwrap(), 1);
+    let again = peer.until_published().await;
+    assert_eq!(again, refused[3]);
+    peer.ok(&again, true, "").await;
+    device.until("an empty outbox", |status| status.waiting == 0 && status.dead == 0).await;
+    soon("the end", links.stop()).await;
+}
+
+/// Dead letters and debts are there after a restart, as they were.
+#[tokio::test(flavor = "multi_thread")]
+async fn refusals_survive_a_restart() {
+    let mut fake = Fake::start(Value::Null).await;
+    let (mut device, links) = writing(&fake, 2);
+    let mut peer = fake.accept().await;
+    let event = peer.until_published().await;
+    peer.ok(&event, false, "blocked: no").await;
+    device.until("a dead letter", |status| status.dead == 1).await;
+    soon("the end", links.stop()).await;
+    let before = (device.profile().dead_letters(), device.waiting(), device.ids());
+    device.restart();
+    assert_eq!((device.profile().dead_letters(), device.waiting(), device.ids()), before);
+}
+
+/// A relay that asks for a proof when an event comes gets it, and then the same bytes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_late_auth_required_is_answered_with_the_same_bytes() {
+    let mut fake = Fake::start(Value::Null).await;
+    let (device, links) = writing(&fake, 1);
+    let mut peer = fake.accept().await;
+    let first = peer.until_published().await;
+    peer.ok(&first, false, "auth-required: who are you?").await;
+    peer.say(json!(["AUTH", "challenge"])).await;
+    let proof = peer.hear_verb("AUTH").await;
+    peer.ok(&proof[1], true, "").await;
+    let second = peer.until_published().await;
+    assert_eq!(first, second);
+    peer.ok(&second, true, "").await;
+    device.until("an empty outbox", |status| status.waiting == 0).await;
+    soon("the end", links.stop()).await;
+}
+
+/// A relay without NIP-77 is read page by page: all of it arrives, also what shares the second at the edge of a page, and
+/// what it lacks is uploaded. False events and events that nobody asked for are not let in.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_without_reconciliation_is_read_in_pages() {
+    use super::support::device::signed;
+    let mut fake = Fake::start(Value::Null).await;
+    let device = Device::new(1, &[&fake.url()]);
+    let mut own = Vec::new();
+    for number in 0..7 {
+        own.push(signed(1, 1, today() - 50 - number / 3, &[], &number.to_string()));
+    }
+    let lacking = device.profile().take(vec![(*signed(1, 1, today(), &[], "only here")).clone()]).unwrap();
+    assert_eq!(lacking, 1);
+    let mut false_one = (*signed(1, 1, today(), &[], "false")).clone();
+    false_one.content = "changed".to_owned();
+    let foreign = signed(2, 1, today(), &[], "foreign");
+    let links = Links::start(Arc::clone(device.profile()), quick());
+    let mut peer = fake.accept().await;
+    let uploaded = loop {
+        let message = peer.hear().await.unwrap();
+        match message[0].as_str() {
+            Some("REQ") => {
+                let until = message[2]["until"].as_u64().unwrap_or(u64::MAX);
+                // Three a page, newest first, the scope of all own events only.
+                let is_all =
+                    message[2].get("#L").is_none() && message[2].get("kinds").is_none() && message[1] == "page";
+                let page: Vec<_> = own.iter().filter(|event| is_all && event.created_at <= until).take(3).collect();
+                for event in page {
+                    let json: Value = serde_json::from_slice(&event.canonical().json).unwrap();
+                    peer.say(json!(["EVENT", message[1], json])).await;
+                }
+                for event in [&false_one, &foreign] {
+                    let json: Value = serde_json::from_slice(&event.canonical().json).unwrap();
+                    peer.say(json!(["EVENT", message[1], json])).await;
+                }
+                peer.say(json!(["EOSE", message[1]])).await;
+            }
+            Some("EVENT") => break message[1].clone(),
+            _ => {}
+        }
+    };
+    assert_eq!(uploaded["content"], "only here");
+    assert_eq!(device.ids().len(), own.len() + 1);
+    soon("the end", links.stop()).await;
+}
