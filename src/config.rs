@@ -19,6 +19,7 @@ pub mod postgres;
 mod rate;
 mod read;
 mod sync;
+mod tls;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -40,6 +41,7 @@ pub use postgres::Postgres;
 pub use rate::Rate;
 pub use read::{ConfigError, Origin};
 pub use sync::Sync;
+pub use tls::Tls;
 
 /// The built-in `sync.toml`: every key with its default, and the reason in a comment.
 pub const DEFAULTS: &str = include_str!("../sync.toml");
@@ -69,6 +71,8 @@ pub struct Config {
     pub limits: Limits,
     /// What one client may ask for a second.
     pub rate: Rate,
+    /// A second port, encrypted.
+    pub tls: Tls,
     /// What whoever looks after the relay gets to see.
     pub operation: Operation,
     /// Who may read and write.

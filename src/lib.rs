@@ -24,7 +24,7 @@
 //!   [`protocol::verify`] makes one.
 //! - [`store`]: the [`store::Store`] trait and the embedded store behind it: [`store::log`] (bytes of the event log),
 //!   [`store::record`] (bytes of one record), [`store::schema`] (every key of the index), [`store::index`] (sled or fjall, the
-//!   write buffer in front of it, the filter on ids), [`store::plan`] and [`store::merge`] (from a filter to one stream,
+//!   write buffer in front of it, the filter on ids), [`store::plan`], [`store::estimate`] and [`store::merge`] (from a filter to one stream,
 //!   newest first). [`store::backup`] copies the log, [`store::repair`] mends it. [`store::memory`] is the oracle: a
 //!   vector and the reference meaning.
 //! - [`auth`]: who is at the other end (NIP-42), and which questions need to know: [`auth::Gate`]. What a reader may see of
@@ -48,6 +48,8 @@
 //!   both sides of a reconciliation.
 //! - [`client`]: a user's side: [`client::Client`], a profile on disk (outbox, local copy), a link to each relay. Never the
 //!   server: a relay on this machine is reached like any other.
+//! - [`server::reader`], [`server::frames`] and [`server::deflate`] are the WebSocket protocol on both ways: a silent
+//!   connection holds no buffer, and no connection holds a compressor.
 //! - [`cli`]: one file a command. [`config`]: `sync.toml`, and [`config::Live`], the settings in force until a reload. [`error`]: what a caller of the crate can meet.
 //!
 //! # The walk of an EVENT

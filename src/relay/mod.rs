@@ -15,6 +15,7 @@ pub mod plugin;
 pub mod policy;
 pub mod query;
 pub mod querylog;
+mod runqueue;
 pub mod side;
 pub mod sweeper;
 pub mod writer;

@@ -21,6 +21,7 @@ mod fanout;
 mod fault;
 mod full_disk;
 mod hostile;
+mod hostile_load;
 mod http;
 mod layering;
 mod leaks;
