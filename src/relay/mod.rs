@@ -288,6 +288,7 @@ impl Relay {
     pub fn reload(&self, config: Config) {
         self.queries.log_from(config.operation.slow_query());
         self.config.replace(config);
+        self.policy.reload(self.config.load());
     }
 
     /// Figures about the store.
