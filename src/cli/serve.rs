@@ -12,6 +12,7 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 
 use super::interrupt::Interrupt;
 use super::operate::{Operation, Reread};
+use super::store::Opened;
 use super::systemd::{self, Manager};
 use super::{store, sync, takeover};
 use crate::client::clock::World;
@@ -22,8 +23,6 @@ use crate::error::Error;
 use crate::relay::Clock;
 use crate::server::Server;
 use crate::server::control::SyncRequest;
-use crate::store::Store;
-use crate::store::embedded::EmbeddedStore;
 
 /// Run the relay until SIGINT or SIGTERM
 ///
@@ -70,10 +69,10 @@ pub fn run(
     raise_open_files(&config);
     let (opened, taken) = match args.take_over {
         true => takeover::open(&config)?,
-        false => (store::open_or_create(&config)?, None),
+        false => (store::open_any(&config)?, None),
     };
     let listener = listener_for(&config, passed, taken);
-    log_opening(&opened);
+    log_opening(&config, &opened);
     warn_of_unknown_name(&config);
     let interrupt = Interrupt::watch()?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -100,24 +99,24 @@ fn listener_for(config: &Config, passed: Option<TcpListener>, taken: Option<TcpL
 
 async fn serve(
     config: &Arc<Config>,
-    opened: &Arc<EmbeddedStore>,
+    opened: &Opened,
     listener: Option<TcpListener>,
     mirrors: Vec<Mirror>,
     mut operation: Operation,
 ) -> Result<(), Error> {
-    let store: Arc<dyn Store> = opened.clone();
+    let store = opened.store();
     let server = match listener {
         Some(listener) => Server::start_on(listener, Arc::clone(config), store, Clock::system()),
         None => Server::start(Arc::clone(config), store, Clock::system()).await,
     };
     let mut server = server.map_err(|error| cannot_listen(config.listen, &error))?;
-    if let Err(error) = server.listen_for_commands(&opened.path()) {
+    if let Some(store) = opened.in_directory()
+        && let Err(error) = server.listen_for_commands(&store.path())
+    {
         tracing::warn!(%error, "no control socket: `sledge compact` and `sledge status` will not reach this relay");
     }
     let owner = format!("sledge serve (process {}) on ws://{}", std::process::id(), reachable(server.addr()));
-    if let Err(error) = opened.describe_owner(&owner) {
-        tracing::warn!(%error, "other commands will not find this relay");
-    }
+    opened.describe_owner(&owner);
     server.reach_out_by(Arc::new(sync::ByRelay { relay: server.relay().clone() }));
     let options = LinkOptions::from(&config.client);
     let mirrors = Mirrors::start(server.relay(), mirrors, options, &World::system());
@@ -187,9 +186,15 @@ fn warn_of_unknown_name(config: &Config) {
     }
 }
 
-fn log_opening(opened: &EmbeddedStore) {
-    let (path, events, replayed) = (opened.path(), opened.stats().events, opened.open_report().replayed);
-    tracing::info!(path = %path.display(), events, replayed, "the store is open");
+fn log_opening(config: &Config, opened: &Opened) {
+    let (store, events) = (store::shown(config), opened.stats().events);
+    match opened.in_directory() {
+        Some(embedded) => {
+            let (path, replayed) = (embedded.path(), embedded.open_report().replayed);
+            tracing::info!(path = %path.display(), events, replayed, "the store is open");
+        }
+        None => tracing::info!(store, events, "the store is open"),
+    }
 }
 
 /// Raises the soft limit on open files as far as needed and allowed; says so where connections will be refused.

@@ -97,7 +97,7 @@ pub fn run(args: &SyncArgs, config: Config, out: &mut impl Write) -> Result<Exit
     let moved = match store::open_or_reach(&config)? {
         Access::Own(opened) => {
             let interrupt = Interrupt::watch()?;
-            let relay = Relay::start(config.clone(), opened, Clock::system());
+            let relay = Relay::start(config.clone(), opened.store(), Clock::system());
             let relay = Arc::new(relay.map_err(|error| Error::Failed(error.to_string()))?);
             let result = by_this_process(&relay, mirror, &config, interrupt);
             let stopped = relay.stop(Instant::now() + STOP_TIME_MAX);

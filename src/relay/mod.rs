@@ -15,6 +15,7 @@ pub mod plugin;
 pub mod policy;
 pub mod query;
 pub mod querylog;
+mod runqueue;
 pub mod side;
 pub mod sweeper;
 pub mod writer;
@@ -287,6 +288,7 @@ impl Relay {
     pub fn reload(&self, config: Config) {
         self.queries.log_from(config.operation.slow_query());
         self.config.replace(config);
+        self.policy.reload(self.config.load());
     }
 
     /// Figures about the store.

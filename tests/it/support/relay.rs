@@ -50,6 +50,7 @@ impl Relay {
     }
 
     /// Starts on a store that the test has opened; the directory plays no part.
+    #[cfg(feature = "postgres")]
     pub async fn over(store: Arc<dyn Store>) -> Relay {
         let mut config = Config { service_url: SERVICE_URL.to_owned(), ..Config::default() };
         config.listen = ([127, 0, 0, 1], 0).into();
