@@ -20,10 +20,12 @@ use super::catchup::deletions_in;
 use super::link::{Auth, Incoming, Link, LinkError};
 use super::reconcile::{Difference, Negotiation, Refused, Turn, halves};
 use crate::config::Direction;
+use crate::protocol::item::Item;
 use crate::protocol::message::EoseHint;
 use crate::protocol::relay_message::{RelayMessage, prefix};
 use crate::protocol::{Event, EventId, Filter, SubscriptionId, message};
 use crate::relay::side::{Moved, Side, SideError, SideSet};
+use crate::sync::reconcile::Set;
 
 /// Comparisons until nothing more moves. Two are usual; a third one sees what was replaced meanwhile.
 const PASSES_MAX: usize = 5;
@@ -35,6 +37,8 @@ const FETCHES_MAX: usize = 4;
 const TAKE_EVENTS: usize = 512;
 /// Events of one page, where the relay gives so many.
 const PAGE_EVENTS: u64 = 500;
+/// What a relay may give for one filter that does not tell: fewer are not usual. More in one second may not be all of them.
+const UNTOLD_LIMIT: u64 = 100;
 /// How far ahead of the clock an event may be dated that takes part, seconds.
 const AHEAD_SECS: u64 = 86_400;
 /// Events that the one or the other side does not want, remembered so that they are not moved again and again.
@@ -352,7 +356,7 @@ impl Stream {
     async fn fills_a_page(&mut self, filter: &Filter, second: u64) -> Result<bool, StreamError> {
         let one = Filter { since: Some(second), until: Some(second), ..filter.clone() };
         let (events, hint) = self.read_page(&one).await?;
-        let limit = self.link.about().limit_max.unwrap_or(PAGE_EVENTS).min(PAGE_EVENTS);
+        let limit = self.link.about().limit_max.unwrap_or(UNTOLD_LIMIT).min(PAGE_EVENTS);
         Ok(hint != EoseHint::Finish && events.len() as u64 >= limit)
     }
 
@@ -362,8 +366,6 @@ impl Stream {
         }
         let mut ours = ours.ok_or(StreamError::Incomplete("there are too many events here to be compared"))?;
         let listed = aside(move || {
-            use crate::protocol::item::Item;
-            use crate::sync::reconcile::Set;
             let mut items = Vec::new();
             ours.items(&Item::FIRST, &Item::END, usize::MAX, &mut items).map(|()| items)
         });

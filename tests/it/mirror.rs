@@ -171,6 +171,24 @@ async fn without_reconciliation_pages_are_read() {
     assert_eq!(all(&there).await, ids(&notes));
 }
 
+/// A second with more events than the relay gives for one filter cannot be read page by page: that is an error, and not
+/// silently a part.
+#[tokio::test]
+async fn a_second_that_cannot_be_paged_is_told() {
+    let (here, there) = (
+        Relay::start().await,
+        Relay::with(|config| {
+            config.sync.sessions_max = 0;
+            (config.limits.limit_max, config.limits.limit_default) = (600, 600);
+        })
+        .await,
+    );
+    let flood: Vec<Event> = (0..700).map(|n: u64| Keys::new(1).note(NOW, &n.to_string())).collect();
+    store(&there, &flood).await;
+    let ended = level(&here, mirror(there.addr(), Direction::Down, &[json!({})])).await;
+    assert!(matches!(ended, Err(StreamError::Incomplete(_))), "{ended:?}");
+}
+
 /// What one side does not take is counted and not moved again and again.
 #[tokio::test]
 async fn what_is_not_taken_is_counted() {
