@@ -56,7 +56,6 @@ mod simulation;
 mod slots;
 mod small_machine;
 mod store_suite;
-mod tls;
 mod typescript;
 mod upgrade;
 mod upkeep;
