@@ -24,14 +24,23 @@
 //!   [`protocol::verify`] makes one.
 //! - [`store`]: the [`store::Store`] trait and the embedded store behind it: [`store::log`] (bytes of the event log),
 //!   [`store::record`] (bytes of one record), [`store::schema`] (every key of the index), [`store::index`] (sled or fjall, the
-//!   write buffer in front of it, the filter on ids), [`store::plan`] and [`store::merge`] (from a filter to one stream,
+//!   write buffer in front of it, the filter on ids), [`store::plan`], [`store::estimate`] and [`store::merge`] (from a filter to one stream,
 //!   newest first). [`store::backup`] copies the log, [`store::repair`] mends it. [`store::memory`] is the oracle: a
 //!   vector and the reference meaning.
 //! - [`auth`]: who is at the other end (NIP-42), and which questions need to know: [`auth::Gate`]. What a reader may see of
 //!   what is found is [`protocol::visibility`], one predicate for stored queries, COUNT and live events alike.
+//! - [`sync`]: chats, settings and training data as collections that merge, the hybrid logical clock, what an outbox owes
+//!   and what an answer settles, and reconciliation (NIP-77) from both sides. Its page shows every event shape, for apps in other languages.
 //! - [`relay`]: ingest stages, the writer thread, the live index, the query threads, the sweeper for expired events,
 //!   upkeep (compaction by itself). [`relay::policy`] says who may write and holds what admins have decided,
 //!   [`relay::plugin`] asks a program of the operator's.
+//!   [`relay::negotiation`] answers reconciliations on the query threads; [`relay::side`] is this relay's end of a stream
+//!   with another one.
+//! - [`sync`]: the engine's rules, pure. [`sync::reconcile`] is NIP-77 for both sides, over any [`sync::reconcile::Set`]: a
+//!   list, or the sums that the embedded store keeps for everything, an author, a kind or a tag (`store::sums`), changed in
+//!   one step with each write.
+//! - [`client`]: links to other relays. [`client::stream`] makes this relay and another one equal, [`client::mirrors`] keeps
+//!   them so.
 //! - [`server`]: one port for WebSocket, NIP-11 and a landing page; [`server::rate`] (what an address may ask for a second);
 //!   a control socket for the command line, metrics on an address of their own. [`relay::counters`] and [`relay::querylog`]
 //!   hold what is counted.
@@ -39,6 +48,8 @@
 //!   both sides of a reconciliation.
 //! - [`client`]: a user's side: [`client::Client`], a profile on disk (outbox, local copy), a link to each relay. Never the
 //!   server: a relay on this machine is reached like any other.
+//! - [`server::reader`], [`server::frames`] and [`server::deflate`] are the WebSocket protocol on both ways: a silent
+//!   connection holds no buffer, and no connection holds a compressor.
 //! - [`cli`]: one file a command. [`config`]: `sync.toml`, and [`config::Live`], the settings in force until a reload. [`error`]: what a caller of the crate can meet.
 //!
 //! # The walk of an EVENT
@@ -58,6 +69,14 @@
 //! the connection hands the rest of the query back when it has written a page → EOSE with NIP-67's hint → live events
 //! that were held meanwhile, then each as it is stored. Nothing comes twice and nothing is missed, without comparing
 //! ids: the point divides stored from live.
+//!
+//! # The walk of a reconciliation
+//!
+//! `NEG-OPEN` passes the gate like a REQ → `relay::query`'s threads gather what matches and may be seen, or find the
+//! store's sums, which hold public events only; what a reader sees besides is listed for each → the machine answers range
+//! by range, a time slice at a time → the session waits at its connection for the next message, and goes after a silence.
+//! The other way round `client::stream` begins: deletions are compared first, missing events are fetched by id, offered
+//! ones go out oldest first, until a comparison moves nothing.
 //!
 //! # The walk of an offline write
 //!

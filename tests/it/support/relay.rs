@@ -62,6 +62,11 @@ impl Relay {
         Client::connect(self.server.addr()).await
     }
 
+    /// The relay behind the sockets.
+    pub fn served(&self) -> Arc<sledge::relay::Relay> {
+        self.server.relay().clone()
+    }
+
     pub fn addr(&self) -> std::net::SocketAddr {
         self.server.addr()
     }
