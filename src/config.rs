@@ -12,8 +12,10 @@ mod kind_range;
 mod live;
 mod members;
 mod memory;
+mod mirror;
 mod operation;
 mod plugin;
+pub mod postgres;
 mod rate;
 mod read;
 mod sync;
@@ -32,8 +34,10 @@ pub use kind_range::{KindRange, KindRangeError};
 pub use live::{Live, Reloaded, reload};
 pub use members::{Members, Trust};
 pub use memory::Memory;
+pub use mirror::{Direction, Mirror};
 pub use operation::Operation;
 pub use plugin::{OnFailure, Plugin};
+pub use postgres::Postgres;
 pub use rate::Rate;
 pub use read::{ConfigError, Origin};
 pub use sync::Sync;
@@ -51,12 +55,14 @@ const INDEX_ENTRY_BYTES: usize = 56;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Data directory; see [`Config::store_dir`].
+    /// Data directory (see [`Config::store_dir`]), or the URL of a database (see [`postgres`]).
     pub store: String,
     /// Address and port to listen on.
     pub listen: SocketAddr,
     /// WebSocket URL under which clients reach this relay; empty when unknown.
     pub service_url: String,
+    /// Other relays with which this one is kept equal.
+    pub mirror: Vec<Mirror>,
     /// What is logged, and how.
     pub log: Log,
     /// What the relay tells about itself (NIP-11).
@@ -87,6 +93,8 @@ pub struct Config {
     pub sync: Sync,
     /// The user's own side of the sync engine.
     pub client: Client,
+    /// A database instead of a directory.
+    pub postgres: Postgres,
     /// Where these settings were read, for messages.
     #[serde(skip)]
     pub origin: Origin,

@@ -41,7 +41,7 @@ use crate::relay::{Clock, Relay};
 use crate::store::Store;
 use crate::store::dir::free_bytes_at;
 use connection::Connection;
-use control::{Control, Queues, Status};
+use control::{Control, Equals, Queues, Status};
 use http::{Client, Http, Shaken};
 use open::Open;
 use places::Place;
@@ -71,6 +71,8 @@ struct Shared {
     relay: Arc<Relay>,
     started: Instant,
     http: Http,
+    /// What makes this relay equal with others, once it is there.
+    equals: OnceLock<Arc<dyn Equals>>,
     clients: Arc<Clients>,
     /// The data directory, where there is one.
     dir: OnceLock<PathBuf>,
@@ -121,6 +123,7 @@ impl Server {
             clients,
             tls,
             open,
+            equals: OnceLock::new(),
         });
         let (stop, stopping) = watch::channel(false);
         let accepting = tokio::spawn(accept(listeners, shared.clone(), stopping));
@@ -136,6 +139,17 @@ impl Server {
         let _ = self.shared.dir.set(dir.to_owned());
         self.control = Some(Control::start(dir, self.shared.clone(), self.stop.subscribe())?);
         Ok(())
+    }
+
+    /// The relay that is served.
+    pub fn relay(&self) -> &Arc<Relay> {
+        &self.shared.relay
+    }
+
+    /// From now on the operator's command to make this relay equal with another one is carried out by this. Only the
+    /// first call counts.
+    pub fn reach_out_by(&self, equals: Arc<dyn Equals>) {
+        let _ = self.shared.equals.set(equals);
     }
 
     /// Serves metrics where the settings say so; the address.

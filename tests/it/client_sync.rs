@@ -211,7 +211,9 @@ async fn a_conflict_of_settings_is_seen_and_merged() {
     let (first, second) = (relay().await, relay().await);
     let [a, b] = [&first, &second].map(|relay| Device::new(1, &[&url(relay)]));
     let heads = |device: &Device| device.profile().see(|all, _| all.settings.heads().count()).unwrap();
+    // Each knows something that the other does not: no head says it all.
     set(&a, "theme", "dark");
+    set(&a, "size", "large");
     a.sync().await;
     set(&b, "theme", "light");
     b.sync().await;
