@@ -149,7 +149,8 @@ mod tests {
             assert_eq!(Plan::Ranges(indexes[0].clone()), plan(&filter));
             Some(indexes.iter().map(|stretches| stretches[0].index()).collect::<Vec<_>>())
         };
-        for json in ["{}", r#"{"kinds":[1]}"#, r#"{"ids":[]}"#, r##"{"#e":["x"],"kinds":[1]}"##] {
+        let one_thing = format!("{{\"#e\":[\"{}\"],\"kinds\":[1]}}", hex(1));
+        for json in ["{}", r#"{"kinds":[1]}"#, r#"{"ids":[]}"#, &one_thing] {
             assert_eq!(names(json), None, "{json}");
         }
         assert_eq!(names(&format!("{{\"authors\":[{}],\"kinds\":[1]}}", authors(15))), None);
@@ -159,7 +160,7 @@ mod tests {
         assert_eq!(kindless, Some(vec!["author", "time"]));
         let topic = names(r##"{"kinds":[30023],"#t":["x"]}"##);
         assert_eq!(topic, Some(vec!["tag", "kind"]));
-        let both = names(&format!("{{\"authors\":[{}],\"#p\":[\"x\"],\"kinds\":[1]}}", authors(1)));
+        let both = names(&format!("{{\"authors\":[{}],\"#p\":[\"{}\"],\"kinds\":[1]}}", authors(1), hex(9)));
         assert_eq!(both, Some(vec!["author and kind", "tag", "kind"]));
     }
 }
