@@ -79,13 +79,13 @@ fn each_rule_has_its_negative_control() {
         (Rule::OrderPlaysNoPart, &[1, 2, 3][..]),
         (Rule::RelaysKeepTheWinner, &[4, 8]),
         (Rule::DeletionsWinTies, &[5]),
-        (Rule::HeadsSayEverything, &[6, 10]),
+        (Rule::HeadsSayEverything, &[6, 8, 10]),
         (Rule::ValidityFromTheEvent, &[7]),
         (Rule::SilenceWhenSaid, &[8]),
         (Rule::Floor, &[9]),
         (Rule::Restamp, &[8, 12]),
-        (Rule::SetsAreCompared, &[10, 11]),
-        (Rule::AnswersSettle, &[8, 10]),
+        (Rule::SetsAreCompared, &[4, 10, 11]),
+        (Rule::AnswersSettle, &[6, 10, 11]),
         (Rule::FrozenOnce, &[13]),
     ] {
         eprintln!("{rule:?}");
