@@ -178,7 +178,7 @@ impl World {
         let newest = cache.newest();
         let missing = from.store.events().filter(|event| {
             let by_time = !self.rules.hold(Rule::SetsAreCompared) && event.created_at < newest;
-            cache.get(&event.id).is_none() && !memory.unwanted.contains(&event.id) && !by_time
+            !cache.keeps(&event.id) && !memory.unwanted.contains(&event.id) && !by_time
         });
         let mut missing: Vec<Verified<Event>> = missing.cloned().collect();
         missing.sort_by_key(|event| (event.kind != Kind::DELETION, event.created_at));
