@@ -12,11 +12,14 @@ mod kind_range;
 mod live;
 mod members;
 mod memory;
+mod mirror;
 mod operation;
 mod plugin;
+pub mod postgres;
 mod rate;
 mod read;
 mod sync;
+mod tls;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -31,11 +34,14 @@ pub use kind_range::{KindRange, KindRangeError};
 pub use live::{Live, Reloaded, reload};
 pub use members::{Members, Trust};
 pub use memory::Memory;
+pub use mirror::{Direction, Mirror};
 pub use operation::Operation;
 pub use plugin::{OnFailure, Plugin};
+pub use postgres::Postgres;
 pub use rate::Rate;
 pub use read::{ConfigError, Origin};
 pub use sync::Sync;
+pub use tls::Tls;
 
 /// The built-in `sync.toml`: every key with its default, and the reason in a comment.
 pub const DEFAULTS: &str = include_str!("../sync.toml");
@@ -49,12 +55,14 @@ const INDEX_ENTRY_BYTES: usize = 56;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Data directory; see [`Config::store_dir`].
+    /// Data directory (see [`Config::store_dir`]), or the URL of a database (see [`postgres`]).
     pub store: String,
     /// Address and port to listen on.
     pub listen: SocketAddr,
     /// WebSocket URL under which clients reach this relay; empty when unknown.
     pub service_url: String,
+    /// Other relays with which this one is kept equal.
+    pub mirror: Vec<Mirror>,
     /// What is logged, and how.
     pub log: Log,
     /// What the relay tells about itself (NIP-11).
@@ -63,6 +71,8 @@ pub struct Config {
     pub limits: Limits,
     /// What one client may ask for a second.
     pub rate: Rate,
+    /// A second port, encrypted.
+    pub tls: Tls,
     /// What whoever looks after the relay gets to see.
     pub operation: Operation,
     /// Who may read and write.
@@ -83,6 +93,8 @@ pub struct Config {
     pub sync: Sync,
     /// The user's own side of the sync engine.
     pub client: Client,
+    /// A database instead of a directory.
+    pub postgres: Postgres,
     /// Where these settings were read, for messages.
     #[serde(skip)]
     pub origin: Origin,

@@ -63,7 +63,7 @@ pub fn run(args: AdminArgs, config: Config, out: &mut impl Write) -> Result<Exit
         Access::Own(opened) => {
             let config = Arc::new(config);
             let call = Call { caller: Caller::Operator, method, params };
-            store::with_open(&config, &opened, |opened| on_store(&config, opened.clone(), call))?
+            store::with_open(&config, &opened, |opened| on_store(&config, opened.store(), call))?
         }
         Access::Relay(_) => match control::ask(&config, Request::Manage { method, params }, &|_, _| {})? {
             ControlAnswer::Result(result) => result,

@@ -41,6 +41,7 @@ pub fn run(args: &BackupArgs, config: &Config, out: &mut impl Write) -> Result<E
     if args.verify {
         return verify(args, out);
     }
+    store::check_is_directory(config)?;
     store::must_exist(config)?;
     let bar = progress::bytes("copying", None);
     let report = backup(config.store_dir(), &args.folder, &|done, total| progress::step(&bar, done, total));

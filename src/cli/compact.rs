@@ -26,9 +26,11 @@ pub struct CompactArgs {}
 
 /// Compacts, and says what was gained.
 pub fn run(config: &Config, out: &mut impl Write) -> Result<ExitCode, Error> {
+    store::check_is_directory(config)?;
     store::must_exist(config)?;
     let report = match store::open_or_reach(config)? {
         Access::Own(opened) => store::with_open(config, &opened, |opened| {
+            let opened = opened.embedded()?;
             tell_need(bytes_needed(opened));
             with_bar(|progress| compact(opened, &Pace::flat_out(progress)))
                 .map_err(|error| store::failed(config, error))
@@ -79,7 +81,7 @@ mod tests {
 
     use super::*;
     use crate::cli::testing;
-    use crate::store::{Removal, Store};
+    use crate::store::Removal;
 
     /// What was deleted is gone from the file, what is left can still be read.
     #[test]

@@ -2,6 +2,7 @@
 
 mod check;
 mod lines;
+pub mod migrate;
 mod own;
 mod relay;
 mod tally;
@@ -88,7 +89,7 @@ pub fn run(args: &ImportArgs, config: &Arc<Config>, out: &mut impl Write) -> Res
     let access = store::open_or_reach(config)?;
     if let Access::Own(opened) = &access {
         // Only makes the message better that others get meanwhile.
-        let _ = opened.describe_owner(&format!("sledge import (process {})", std::process::id()));
+        opened.describe_owner(&format!("sledge import (process {})", std::process::id()));
     }
     let started = Instant::now();
     let bar = progress::bytes("importing", bytes);
@@ -146,7 +147,7 @@ fn import(
         Access::Own(opened) => {
             let import = own::Import {
                 config,
-                store: opened.clone(),
+                store: opened.store(),
                 clock: Clock::system(),
                 protected: args.protected,
                 interrupt,

@@ -34,6 +34,7 @@ pub mod repair;
 pub mod restore;
 pub mod serve;
 pub mod status;
+pub mod sync;
 pub mod time;
 pub mod top;
 pub mod verify;
@@ -60,8 +61,8 @@ pub struct Cli {
     #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
 
-    /// Data directory [default: `store` in the settings, else sledge-data]
-    #[arg(long, global = true, value_name = "DIR", value_parser = NonEmptyStringValueParser::new())]
+    /// Data directory, or URL of a database [default: `store` in the settings, else sledge-data]
+    #[arg(long, global = true, value_name = "STORE", value_parser = NonEmptyStringValueParser::new())]
     pub store: Option<String>,
 
     /// What to do.
@@ -85,12 +86,14 @@ pub enum Command {
     Serve(serve::ServeArgs),
     Import(import::ImportArgs),
     Export(export::ExportArgs),
+    Migrate(import::migrate::MigrateArgs),
     Compact(compact::CompactArgs),
     Backup(backup::BackupArgs),
     Restore(restore::RestoreArgs),
     Query(query::QueryArgs),
     Count(count::CountArgs),
     Delete(delete::DeleteArgs),
+    Sync(sync::SyncArgs),
     Verify(verify::VerifyArgs),
     Repair(repair::RepairArgs),
     Status(status::StatusArgs),
@@ -117,8 +120,8 @@ pub enum Command {
 impl Command {
     /// Whether it works with many threads for long, and has not begun to.
     fn uses_many_threads(&self) -> bool {
-        use Command::{Compact, Import, Repair, Restore, Serve};
-        matches!(self, Serve(_) | Import(_) | Compact(_) | Repair(_) | Restore(_))
+        use Command::{Compact, Import, Migrate, Repair, Restore, Serve};
+        matches!(self, Serve(_) | Import(_) | Migrate(_) | Compact(_) | Repair(_) | Restore(_))
     }
 }
 
@@ -145,12 +148,14 @@ pub fn run(cli: Cli) -> Result<ExitCode, Error> {
         Command::Serve(args) => serve::run(&args, config, cli.config, cli.store),
         Command::Import(args) => import::run(&args, &Arc::new(config), out),
         Command::Export(args) => export::run(&args, &config, out),
+        Command::Migrate(args) => import::migrate::run(&args, &config, out),
         Command::Compact(_) => compact::run(&config, out),
         Command::Backup(args) => backup::run(&args, &config, out),
         Command::Restore(args) => restore::run(&args, &config, out),
         Command::Query(args) => query::run(&args, &config, out),
         Command::Count(args) => count::run(&args, &config, out),
         Command::Delete(args) => delete::run(&args, &config, out),
+        Command::Sync(args) => sync::run(&args, config, out),
         Command::Verify(_) => verify::run(&config, out),
         Command::Repair(args) => repair::run(&args, &config, out),
         Command::Status(args) => status::run(&args, &config, out),

@@ -52,7 +52,8 @@ pub fn run(args: &RestoreArgs, config: &Config, out: &mut impl Write) -> Result<
     let backup = check.map_err(|error| backup::failed(if_full(args, config, &error), error))?;
     let report = store::with_existing(config, |opened| {
         let bar = progress::bytes("checking", None);
-        verify(opened, &|done, total| progress::step(&bar, done, total)).map_err(|error| store::failed(config, error))
+        verify(opened.embedded()?, &|done, total| progress::step(&bar, done, total))
+            .map_err(|error| store::failed(config, error))
     })?;
     let dir = dir.display().to_string();
     let restored = Restored { store: dir, events: report.events, backup, problems: report.problems };

@@ -12,14 +12,17 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 
 use super::interrupt::Interrupt;
 use super::operate::{Operation, Reread};
+use super::store::Opened;
 use super::systemd::{self, Manager};
-use super::{store, takeover};
-use crate::config::Config;
+use super::{store, sync, takeover};
+use crate::client::clock::World;
+use crate::client::link::LinkOptions;
+use crate::client::mirrors::{Mirror, Mirrors};
+use crate::config::{self, Config};
 use crate::error::Error;
 use crate::relay::Clock;
 use crate::server::Server;
-use crate::store::Store;
-use crate::store::embedded::EmbeddedStore;
+use crate::server::control::SyncRequest;
 
 /// Run the relay until SIGINT or SIGTERM
 ///
@@ -59,16 +62,17 @@ pub fn run(
     if let Some(listen) = args.listen {
         config.listen = listen;
     }
+    let mirrors = mirrors(&config)?;
     let config = Arc::new(config);
     let reread = Reread { file, store, listen: args.listen };
     let passed = systemd::passed_listener();
     raise_open_files(&config);
     let (opened, taken) = match args.take_over {
         true => takeover::open(&config)?,
-        false => (store::open_or_create(&config)?, None),
+        false => (store::open_any(&config)?, None),
     };
     let listener = listener_for(&config, passed, taken);
-    log_opening(&opened);
+    log_opening(&config, &opened);
     warn_of_unknown_name(&config);
     let interrupt = Interrupt::watch()?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -79,7 +83,7 @@ pub fn run(
         .map_err(|error| Error::Failed(format!("cannot start the relay's threads: {error}")))?;
     let served = runtime.block_on(async {
         let operation = Operation::watch(interrupt, Manager::from_env(), reread)?;
-        serve(&config, &opened, listener, operation).await
+        serve(&config, &opened, listener, mirrors, operation).await
     });
     runtime.shutdown_timeout(Duration::from_secs(1));
     served.map(|()| ExitCode::SUCCESS)
@@ -95,33 +99,49 @@ fn listener_for(config: &Config, passed: Option<TcpListener>, taken: Option<TcpL
 
 async fn serve(
     config: &Arc<Config>,
-    opened: &Arc<EmbeddedStore>,
+    opened: &Opened,
     listener: Option<TcpListener>,
+    mirrors: Vec<Mirror>,
     mut operation: Operation,
 ) -> Result<(), Error> {
-    let store: Arc<dyn Store> = opened.clone();
+    let store = opened.store();
     let server = match listener {
         Some(listener) => Server::start_on(listener, Arc::clone(config), store, Clock::system()),
         None => Server::start(Arc::clone(config), store, Clock::system()).await,
     };
     let mut server = server.map_err(|error| cannot_listen(config.listen, &error))?;
-    if let Err(error) = server.listen_for_commands(&opened.path()) {
+    if let Some(store) = opened.in_directory()
+        && let Err(error) = server.listen_for_commands(&store.path())
+    {
         tracing::warn!(%error, "no control socket: `sledge compact` and `sledge status` will not reach this relay");
     }
     let owner = format!("sledge serve (process {}) on ws://{}", std::process::id(), reachable(server.addr()));
-    if let Err(error) = opened.describe_owner(&owner) {
-        tracing::warn!(%error, "other commands will not find this relay");
-    }
+    opened.describe_owner(&owner);
+    server.reach_out_by(Arc::new(sync::ByRelay { relay: server.relay().clone() }));
+    let options = LinkOptions::from(&config.client);
+    let mirrors = Mirrors::start(server.relay(), mirrors, options, &World::system());
     let metrics = server.serve_metrics().await;
     metrics.map_err(|error| Error::Failed(format!("cannot serve metrics (operation.metrics_listen): {error}")))?;
     announce(server.addr());
     operation.run(&server).await;
+    mirrors.stop().await;
     tracing::info!("stopping; a second signal stops at once");
     let started = Instant::now();
     server.stop().await.map_err(|error| Error::Failed(format!("the last writes failed: {error}")))?;
     let stats = opened.stats();
     tracing::info!(events = stats.events, log_bytes = stats.log_bytes, took = ?started.elapsed(), "stopped");
     Ok(())
+}
+
+/// The relays that the settings name.
+fn mirrors(config: &Config) -> Result<Vec<Mirror>, Error> {
+    let mirror = |mirror: &config::Mirror| {
+        let key = Some(PathBuf::from(&mirror.key)).filter(|key| !key.as_os_str().is_empty());
+        let (url, filters) = (mirror.url.clone(), mirror.filters.clone());
+        let asked = SyncRequest { url, filters, direction: mirror.direction, private: mirror.private, key };
+        sync::mirror(&asked, config).map_err(|problem| config.refuse("mirror", problem).into())
+    };
+    config.mirror.iter().map(mirror).collect()
 }
 
 fn cannot_listen(addr: SocketAddr, error: &std::io::Error) -> Error {
@@ -166,9 +186,15 @@ fn warn_of_unknown_name(config: &Config) {
     }
 }
 
-fn log_opening(opened: &EmbeddedStore) {
-    let (path, events, replayed) = (opened.path(), opened.stats().events, opened.open_report().replayed);
-    tracing::info!(path = %path.display(), events, replayed, "the store is open");
+fn log_opening(config: &Config, opened: &Opened) {
+    let (store, events) = (store::shown(config), opened.stats().events);
+    match opened.in_directory() {
+        Some(embedded) => {
+            let (path, replayed) = (embedded.path(), embedded.open_report().replayed);
+            tracing::info!(path = %path.display(), events, replayed, "the store is open");
+        }
+        None => tracing::info!(store, events, "the store is open"),
+    }
 }
 
 /// Raises the soft limit on open files as far as needed and allowed; says so where connections will be refused.

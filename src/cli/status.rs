@@ -11,7 +11,7 @@ use super::store::{self, Access};
 use crate::config::Config;
 use crate::error::Error;
 use crate::server::control::{self, Answer, Request};
-use crate::store::{RetentionStats, Store, StoreStats, log, schema};
+use crate::store::{RetentionStats, StoreStats, log, schema};
 
 /// Describe the store: events, bytes, generation
 ///
@@ -33,6 +33,13 @@ struct Status {
     path: String,
     #[serde(flatten)]
     stats: StoreStats,
+    #[serde(flatten)]
+    formats: Option<Formats>,
+}
+
+/// Versions of what lies in a directory.
+#[derive(Debug, Serialize)]
+struct Formats {
     log_format: u32,
     index_schema: u32,
 }
@@ -49,11 +56,12 @@ struct Served {
 /// Prints the figures.
 pub fn run(args: &StatusArgs, config: &Config, out: &mut impl Write) -> Result<ExitCode, Error> {
     store::must_exist(config)?;
-    let path = config.store_dir().display().to_string();
+    let path = store::shown(config);
     let text = match store::open_or_reach(config)? {
         Access::Own(opened) => {
             let stats = store::with_open(config, &opened, |opened| Ok::<_, Error>(opened.stats()))?;
-            let status = Status { path, stats, log_format: log::FORMAT_VERSION, index_schema: schema::SCHEMA_VERSION };
+            let formats = Formats { log_format: log::FORMAT_VERSION, index_schema: schema::SCHEMA_VERSION };
+            let status = Status { path, stats, formats: opened.in_directory().map(|_| formats) };
             if args.json { json(&status) } else { status.for_people() }
         }
         Access::Relay(relay) => match super::control::ask(config, Request::Status, &|_, _| {})? {
@@ -76,7 +84,9 @@ impl Status {
     fn for_people(&self) -> String {
         let mut rows = vec![("store", self.path.clone())];
         rows.extend(store_rows(&self.stats));
-        rows.push(("formats", format!("log {}, index schema {}", self.log_format, self.index_schema)));
+        if let Some(Formats { log_format, index_schema }) = self.formats {
+            rows.push(("formats", format!("log {log_format}, index schema {index_schema}")));
+        }
         table(&rows)
     }
 }

@@ -1,12 +1,14 @@
 //! What the commands do alike with the store: open it with progress, read it page by page, close it, and say what went
 //! wrong and what to do.
 
+use std::ops::Deref;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use indicatif::ProgressBar;
 
 use super::progress::{self, size};
+use crate::config::postgres::{is_database, without_password};
 use crate::config::{Config, IndexEngine};
 use crate::error::Error;
 use crate::protocol::{Filter, Visibility};
@@ -25,10 +27,59 @@ const PAGE_TIME_MAX: Duration = Duration::from_secs(60);
 /// How long a command may take to bring the index up to its writes. Past that the next start does it.
 const CLOSE_TIME_MAX: Duration = Duration::from_secs(60);
 
+/// A store that this process has open.
+#[derive(Clone)]
+pub struct Opened {
+    store: Arc<dyn Store>,
+    /// The same, if it is in a directory.
+    embedded: Option<Arc<EmbeddedStore>>,
+}
+
+impl Opened {
+    /// The store, to be kept.
+    pub fn store(&self) -> Arc<dyn Store> {
+        self.store.clone()
+    }
+
+    /// The store in its directory, if it is in one.
+    pub fn in_directory(&self) -> Option<&Arc<EmbeddedStore>> {
+        self.embedded.as_ref()
+    }
+
+    /// The store in its directory, for what only such a one can do.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for a database.
+    pub fn embedded(&self) -> Result<&Arc<EmbeddedStore>, Error> {
+        self.in_directory().ok_or_else(only_for_directories)
+    }
+
+    /// Says in a directory what this process does, for the message that others get. Nothing depends on it.
+    pub fn describe_owner(&self, text: &str) {
+        if let Some(Err(error)) = self.in_directory().map(|store| store.describe_owner(text)) {
+            tracing::warn!(%error, "other commands will not find this process");
+        }
+    }
+}
+
+impl From<Arc<EmbeddedStore>> for Opened {
+    fn from(store: Arc<EmbeddedStore>) -> Self {
+        Opened { store: store.clone(), embedded: Some(store) }
+    }
+}
+
+impl Deref for Opened {
+    type Target = dyn Store;
+
+    fn deref(&self) -> &Self::Target {
+        &*self.store
+    }
+}
+
 /// Who can answer for the store of the settings.
 pub enum Access {
-    /// This process: nobody else has it.
-    Own(Arc<EmbeddedStore>),
+    /// This process. Nobody else has it, but for a database.
+    Own(Opened),
     /// A relay that runs here and has it, by its WebSocket URL.
     Relay(String),
 }
@@ -42,14 +93,44 @@ pub fn open_or_create(config: &Config) -> Result<Arc<EmbeddedStore>, Error> {
     open(config).map_err(|error| failed(config, error))
 }
 
-/// As [`open_or_create`], but where a running relay has the store, tells how to reach it.
+/// Opens whatever `store` names, a directory or a database.
+///
+/// # Errors
+/// [`Error::Failed`] when it cannot be opened, [`Error::Usage`] when it is neither.
+pub fn open_any(config: &Config) -> Result<Opened, Error> {
+    match is_database(&config.store) {
+        true => open_database(config),
+        false => open_or_create(config).map(Opened::from),
+    }
+}
+
+#[cfg(feature = "postgres")]
+fn open_database(config: &Config) -> Result<Opened, Error> {
+    use crate::store::postgres::{Options, PostgresStore};
+    let store = PostgresStore::open(&Options::of(config, &config.store)).map_err(|error| failed(config, error))?;
+    Ok(Opened { store: Arc::new(store), embedded: None })
+}
+
+#[cfg(not(feature = "postgres"))]
+fn open_database(_config: &Config) -> Result<Opened, Error> {
+    Err(Error::Usage(
+        "--store postgres://…: this build keeps events in a directory only; build it with `--features postgres`, or name \
+         a directory"
+            .to_owned(),
+    ))
+}
+
+/// As [`open_any`], but where a running relay has the store, tells how to reach it.
 ///
 /// # Errors
 /// [`Error::Failed`] when it is in use by something else or cannot be opened.
 pub fn open_or_reach(config: &Config) -> Result<Access, Error> {
+    if is_database(&config.store) {
+        return open_database(config).map(Access::Own);
+    }
     check_is_directory(config)?;
     match open(config) {
-        Ok(store) => Ok(Access::Own(store)),
+        Ok(store) => Ok(Access::Own(store.into())),
         Err(error @ StoreError::InUse(_)) => match owner_url(config) {
             Some(url) => Ok(Access::Relay(url)),
             None => Err(failed(config, error)),
@@ -62,12 +143,9 @@ pub fn open_or_reach(config: &Config) -> Result<Access, Error> {
 ///
 /// # Errors
 /// Those of `work`, else those of opening and closing.
-pub fn with_existing<T>(
-    config: &Config,
-    work: impl FnOnce(&Arc<EmbeddedStore>) -> Result<T, Error>,
-) -> Result<T, Error> {
+pub fn with_existing<T>(config: &Config, work: impl FnOnce(&Opened) -> Result<T, Error>) -> Result<T, Error> {
     must_exist(config)?;
-    let store = open_or_create(config)?;
+    let store = open_any(config)?;
     with_open(config, &store, work)
 }
 
@@ -77,8 +155,8 @@ pub fn with_existing<T>(
 /// Those of `work`, else those of closing.
 pub fn with_open<T, E: From<Error>>(
     config: &Config,
-    store: &Arc<EmbeddedStore>,
-    work: impl FnOnce(&Arc<EmbeddedStore>) -> Result<T, E>,
+    store: &Opened,
+    work: impl FnOnce(&Opened) -> Result<T, E>,
 ) -> Result<T, E> {
     let result = work(store);
     let closed = store.close(Instant::now() + CLOSE_TIME_MAX);
@@ -93,6 +171,10 @@ pub fn with_open<T, E: From<Error>>(
 /// # Errors
 /// [`Error::Failed`], naming the directory.
 pub fn must_exist(config: &Config) -> Result<(), Error> {
+    if is_database(&config.store) {
+        // A database is not made by opening it, so a misspelt one is found out then.
+        return Ok(());
+    }
     check_is_directory(config)?;
     let dir = config.store_dir();
     if dir.join("CURRENT").is_file() {
@@ -110,10 +192,25 @@ pub fn must_exist(config: &Config) -> Result<(), Error> {
 /// [`Error::Usage`].
 pub fn check_is_directory(config: &Config) -> Result<(), Error> {
     match config.store.split_once("://") {
-        Some((scheme, _)) => Err(Error::Usage(format!(
-            "--store {scheme}://…: this build keeps events in a directory only; name one with --store or `store`"
-        ))),
+        Some(_) if is_database(&config.store) => Err(only_for_directories()),
+        Some((scheme, _)) => {
+            Err(Error::Usage(format!("--store {scheme}://…: a store is a directory, or a database at postgres://…")))
+        }
         None => Ok(()),
+    }
+}
+
+fn only_for_directories() -> Error {
+    Error::Usage(
+        "this is for a store in a directory; a database has tools of its own, such as pg_dump and VACUUM".to_owned(),
+    )
+}
+
+/// The store as messages name it.
+pub fn shown(config: &Config) -> String {
+    match is_database(&config.store) {
+        true => without_password(&config.store),
+        false => config.store_dir().display().to_string(),
     }
 }
 
@@ -170,7 +267,7 @@ fn owner_url(config: &Config) -> Option<String> {
 
 /// A store's error as the user's: which directory, what happened, what to do.
 pub fn failed(config: &Config, error: StoreError) -> Error {
-    let dir = config.store_dir().display();
+    let dir = shown(config);
     Error::Failed(match &error {
         StoreError::DiskFull => {
             format!("the disk that holds {dir} is full; free some space, or move the directory to a larger disk")

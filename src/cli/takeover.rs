@@ -6,15 +6,13 @@
 use std::io::Write;
 use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::store::{self, Access};
+use super::store::{self, Access, Opened};
 use crate::config::Config;
 use crate::error::Error;
 use crate::server::control::{Answer, FILE, Request};
 use crate::server::handover;
-use crate::store::embedded::EmbeddedStore;
 
 /// Time for the running relay to pass its socket.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(5);
@@ -29,7 +27,7 @@ const ENDING_TIME_MAX: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// [`Error::Failed`] when the relay does not answer or does not end.
-pub fn open(config: &Config) -> Result<(Arc<EmbeddedStore>, Option<TcpListener>), Error> {
+pub fn open(config: &Config) -> Result<(Opened, Option<TcpListener>), Error> {
     let url = match store::open_or_reach(config)? {
         Access::Own(store) => return Ok((store, None)),
         Access::Relay(url) => url,

@@ -25,11 +25,11 @@ pub struct VerifyArgs {}
 pub fn run(config: &Config, out: &mut impl Write) -> Result<ExitCode, Error> {
     let (opened, report) = store::with_existing(config, |opened| {
         let bar = progress::bytes("checking", None);
-        let report = verify(opened, &|done, total| {
+        let report = verify(opened.embedded()?, &|done, total| {
             bar.set_length(total);
             bar.set_position(done);
         });
-        Ok((opened.open_report().clone(), report.map_err(|error| store::failed(config, error))?))
+        Ok((opened.embedded()?.open_report().clone(), report.map_err(|error| store::failed(config, error))?))
     })?;
     if let Some(reason) = &opened.rebuilt {
         super::say(&format!("the index was built again from the event log before the check: {reason}"));

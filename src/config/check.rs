@@ -27,9 +27,17 @@ pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
     check_budget(config)?;
     check_shares(config)?;
     check_rules(config)?;
+    super::mirror::check(config)?;
     super::access::check(config)?;
     super::client::check(config)?;
+    super::postgres::check(config)?;
     check_relations(config)?;
+    if let Err(error) = config.tls.addr() {
+        return Err(config.refuse("tls.listen", format!("{error}; an address and a port, or \"\"")));
+    }
+    if let Some(key) = config.tls.missing() {
+        return Err(config.refuse(key, "must name a file where tls.listen names an address"));
+    }
     if let Err(error) = config.operation.metrics_addr() {
         return Err(config.refuse("operation.metrics_listen", format!("{error}; an address and a port, or \"\"")));
     }
@@ -52,6 +60,7 @@ fn ranges(config: &Config) -> Vec<Range> {
         client_ranges,
         storage_ranges,
         retention_ranges,
+        postgres_ranges,
     ];
     lists.iter().flat_map(|list| list(config)).collect()
 }
@@ -117,6 +126,16 @@ fn rate_ranges(config: &Config) -> Vec<Range> {
 
 fn operation_ranges(config: &Config) -> Vec<Range> {
     vec![("operation.slow_query_ms", config.operation.slow_query_ms, 0..=3_600_000)]
+}
+
+fn postgres_ranges(config: &Config) -> Vec<Range> {
+    let p = &config.postgres;
+    vec![
+        ("postgres.connections_max", p.connections_max as u64, 1..=1_000),
+        ("postgres.timeout_ms", p.timeout_ms, 100..=600_000),
+        ("postgres.start_timeout_secs", p.start_timeout_secs, 0..=DAY_SECS),
+        ("postgres.poll_ms", p.poll_ms, 10..=600_000),
+    ]
 }
 
 fn retention_ranges(config: &Config) -> Vec<Range> {

@@ -475,6 +475,9 @@ impl Loop {
                 Ok(Some(news)) => {
                     let epoch = self.fanout.begin_batch(Some(news.end));
                     self.spread(epoch, &news.events, self.clock.now());
+                    if news.decided {
+                        self.policy.refresh();
+                    }
                     if !news.more {
                         break;
                     }

@@ -8,6 +8,7 @@ pub mod compact;
 pub mod damage;
 pub mod dir;
 pub mod embedded;
+pub mod estimate;
 pub mod explain;
 pub mod fault;
 mod files;
@@ -81,6 +82,8 @@ pub struct News {
     pub events: Vec<FromElsewhere>,
     /// The stored ones all lie before this point, and every later one at or behind it.
     pub end: Position,
+    /// A blob was saved meanwhile, perhaps by another process; see [`Store::load_state`].
+    pub decided: bool,
     /// There may be more.
     pub more: bool,
 }

@@ -160,8 +160,9 @@ fn raise<K: Ord>(map: &mut BTreeMap<K, u64>, key: K, until: u64) -> bool {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use proptest::collection::vec;
     use proptest::prelude::*;
     use proptest::sample::Index;

@@ -109,7 +109,8 @@ async fn events_are_compressed_for_those_who_offer_it() {
         assert!(client.query(json!({"until": NOW + 50})).await == expected, "the events are whole");
         assert_eq!(client.compressed, 50);
         sizes.push(client.bytes);
-        // Live, in turns with stored: the window goes on.
+        // Live, then stored again: the window goes on.
+        assert!(client.query(json!({"limit": 0})).await.is_empty());
         for n in 0..3 {
             let note = keys.note(NOW + 100 + n, &format!("live {offer} {}", "hello ".repeat(40)));
             client.send(&format!("[\"EVENT\",{}]", json_of(&note))).await;

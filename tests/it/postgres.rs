@@ -2,6 +2,8 @@
 //! a database shared by several processes can do.
 
 mod live;
+mod moving;
+mod replica;
 mod trouble;
 
 use std::sync::Arc;
@@ -16,7 +18,7 @@ use sledge::store::{Progress, Store, StoreError};
 use crate::support::cluster::{Cluster, open};
 use crate::support::stores::{newest, query, read, row_ids};
 use crate::support::{Keys, NOW, ids, verified};
-use crate::{model, store_suite};
+use crate::{model, slots, store_suite};
 
 fn shared_store() -> Arc<dyn Store> {
     Arc::new(Cluster::shared().store())
@@ -38,6 +40,27 @@ fn both_stores_are_their_rules() {
 #[test]
 fn the_order_of_arrival_does_not_matter_on_postgres() {
     model::order_of_arrival_does_not_matter(&|| Some(shared_store()), 20);
+}
+
+/// The settings slot: the same verdicts and the same view of heads and former versions as the plain store's.
+#[test]
+fn settings_agree_with_the_plain_store() {
+    let url = Cluster::shared().database();
+    slots::agrees_with_the_plain_store(&|_| Box::new(open(&url)), 1);
+}
+
+/// Blobs are there for every process, the last one that was saved under a name; wrong names are refused.
+#[test]
+fn blobs_are_shared() {
+    let url = Cluster::shared().database();
+    let (one, other) = (open(&url), open(&url));
+    assert_eq!(one.load_state("policy").unwrap(), None);
+    one.save_state("policy", b"decided").unwrap();
+    other.save_state("key", b"\0\xff").unwrap();
+    other.save_state("policy", b"decided later").unwrap();
+    assert_eq!(one.load_state("policy").unwrap().as_deref(), Some(&b"decided later"[..]));
+    assert_eq!(one.load_state("key").unwrap().as_deref(), Some(&b"\0\xff"[..]));
+    assert!(one.save_state("../x", b"").is_err());
 }
 
 /// What is in a database is there for whoever opens it next, several at once, and opening it changes nothing.

@@ -155,11 +155,11 @@ fn seen(store: &dyn Store, author: &Keys, ids: &[&Event], now: u64) -> [Vec<Stri
     )
 }
 
-fn reopened(dir: &Path, rebuild: bool) -> impl Store {
+fn reopened(dir: &Path, rebuild: bool) -> Box<dyn Store> {
     if rebuild {
         remove_indexes(dir);
     }
-    open_store(dir)
+    Box::new(open_store(dir))
 }
 
 /// The embedded store and the plain one in memory agree after every write: versions of two authors in any order, naming
@@ -167,59 +167,64 @@ fn reopened(dir: &Path, rebuild: bool) -> impl Store {
 #[test]
 fn both_stores_agree_on_every_version() {
     for seed in 0..3 {
-        let mut random = StdRng::seed_from_u64(seed);
         let dir = tempfile::tempdir().unwrap();
-        let plain = MemoryStore::new();
-        let authors = [Keys::new(1), Keys::new(2)];
-        let mut versions: Vec<Event> = Vec::new();
-        for number in 0..150_u64 {
+        agrees_with_the_plain_store(&|round| reopened(dir.path(), round % 2 == 1), seed);
+    }
+}
+
+/// The same for the store that `open` opens again for each round.
+pub fn agrees_with_the_plain_store(open: &dyn Fn(usize) -> Box<dyn Store>, seed: u64) {
+    let mut random = StdRng::seed_from_u64(seed);
+    let plain = MemoryStore::new();
+    let authors = [Keys::new(1), Keys::new(2)];
+    let mut versions: Vec<Event> = Vec::new();
+    for number in 0..150_u64 {
+        let keys = &authors[random.random_range(0..2)];
+        let at = NOW + random.random_range(0..60) * DAY;
+        let named: Vec<&Event> = (0..random.random_range(0..4))
+            .filter_map(|_| versions.get(random.random_range(0..versions.len().max(1))))
+            .collect();
+        versions.push(version(keys, at, &number.to_string(), &named));
+    }
+    let mut waiting: Vec<&Event> = versions.iter().collect();
+    for round in 0..4 {
+        let store = open(round);
+        for step in 0..40 {
             let keys = &authors[random.random_range(0..2)];
-            let at = NOW + random.random_range(0..60) * DAY;
-            let named: Vec<&Event> = (0..random.random_range(0..4))
-                .filter_map(|_| versions.get(random.random_range(0..versions.len().max(1))))
-                .collect();
-            versions.push(version(keys, at, &number.to_string(), &named));
-        }
-        let mut waiting: Vec<&Event> = versions.iter().collect();
-        for round in 0..4 {
-            let store = reopened(dir.path(), round % 2 == 1);
-            for step in 0..40 {
-                let keys = &authors[random.random_range(0..2)];
-                let now = NOW + 60 * DAY + step;
-                let batch = match random.random_range(0..12) {
-                    0 => vec![verified(&keys.draft(10_001, NOW + step).content("pins").sign())],
-                    1 => vec![verified(&keys.deletion(now, &[("a", &keys.address(10_001, ""))]))],
-                    2 => {
-                        let target = &versions[random.random_range(0..versions.len())];
-                        vec![verified(&keys.deletion(now, &[("e", &target.id.to_hex())]))]
-                    }
-                    3 => {
-                        let gone = [versions[random.random_range(0..versions.len())].id];
-                        assert_eq!(
-                            store.remove(&gone, Removal::Operator).unwrap(),
-                            plain.remove(&gone, Removal::Operator).unwrap()
-                        );
-                        continue;
-                    }
-                    _ => (0..random.random_range(1..5))
-                        .filter(|_| !waiting.is_empty())
-                        .map(|_| random.random_range(0..waiting.len()))
-                        .collect::<BTreeSet<usize>>()
-                        .into_iter()
-                        .rev()
-                        .map(|at| verified(waiting.swap_remove(at)))
-                        .collect(),
-                };
-                let verdicts = store.apply(&batch, now).unwrap().verdicts;
-                assert_eq!(verdicts, plain.apply(&batch, now).unwrap().verdicts, "seed {seed}, step {round}/{step}");
-                let ids: Vec<&Event> = versions.iter().collect();
-                for keys in &authors {
-                    assert_eq!(
-                        seen(&store, keys, &ids, now),
-                        seen(&plain, keys, &ids, now),
-                        "seed {seed}, {round}/{step}"
-                    );
+            let now = NOW + 60 * DAY + step;
+            let batch = match random.random_range(0..12) {
+                0 => vec![verified(&keys.draft(10_001, NOW + step).content("pins").sign())],
+                1 => vec![verified(&keys.deletion(now, &[("a", &keys.address(10_001, ""))]))],
+                2 => {
+                    let target = &versions[random.random_range(0..versions.len())];
+                    vec![verified(&keys.deletion(now, &[("e", &target.id.to_hex())]))]
                 }
+                3 => {
+                    let gone = [versions[random.random_range(0..versions.len())].id];
+                    assert_eq!(
+                        store.remove(&gone, Removal::Operator).unwrap(),
+                        plain.remove(&gone, Removal::Operator).unwrap()
+                    );
+                    continue;
+                }
+                _ => (0..random.random_range(1..5))
+                    .filter(|_| !waiting.is_empty())
+                    .map(|_| random.random_range(0..waiting.len()))
+                    .collect::<BTreeSet<usize>>()
+                    .into_iter()
+                    .rev()
+                    .map(|at| verified(waiting.swap_remove(at)))
+                    .collect(),
+            };
+            let verdicts = store.apply(&batch, now).unwrap().verdicts;
+            assert_eq!(verdicts, plain.apply(&batch, now).unwrap().verdicts, "seed {seed}, step {round}/{step}");
+            let ids: Vec<&Event> = versions.iter().collect();
+            for keys in &authors {
+                assert_eq!(
+                    seen(&*store, keys, &ids, now),
+                    seen(&plain, keys, &ids, now),
+                    "seed {seed}, {round}/{step}"
+                );
             }
         }
     }

@@ -12,6 +12,8 @@ use sqlx::{ConnectOptions, Postgres, Row, query, raw_sql};
 use super::schema::{self, Unusable};
 use super::trouble::{self, RETRIES_MAX, Remedy, pause_before};
 use super::write::Failure;
+use crate::config::Config;
+use crate::config::postgres::without_password;
 use crate::store::StoreError;
 
 /// What a store on Postgres is told at opening.
@@ -34,6 +36,20 @@ pub struct Options {
 }
 
 impl Options {
+    /// What the settings say about a store at this URL.
+    pub fn of(config: &Config, url: &str) -> Options {
+        let settings = &config.postgres;
+        Options {
+            url: url.to_owned(),
+            read_urls: settings.read_urls.clone(),
+            listen_url: Some(settings.listen_url.clone()).filter(|url| !url.is_empty()),
+            connections_max: settings.connections_max as u32,
+            timeout: settings.timeout(),
+            start_timeout: settings.start_timeout(),
+            poll: settings.poll(),
+        }
+    }
+
     /// The usual settings for one database.
     pub fn new(url: impl Into<String>) -> Options {
         Options {
@@ -85,24 +101,6 @@ struct Replica {
     reached: AtomicI64,
     rests_until: Mutex<Option<Instant>>,
     is_told: AtomicBool,
-}
-
-/// A URL as it may stand in a log.
-pub fn without_password(url: &str) -> String {
-    let Some((scheme, rest)) = url.split_once("://") else { return "***".to_owned() };
-    let (authority, tail) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
-    let authority = match authority.rsplit_once('@') {
-        Some((user, host)) => format!("{}@{host}", user.split(':').next().unwrap_or_default()),
-        None => authority.to_owned(),
-    };
-    let parameters = |tail: &str| match tail.split_once('?') {
-        Some((path, parameters)) => {
-            let kept: Vec<&str> = parameters.split('&').filter(|pair| !pair.starts_with("password=")).collect();
-            format!("{path}?{}", kept.join("&"))
-        }
-        None => tail.to_owned(),
-    };
-    format!("{scheme}://{authority}{}", parameters(tail))
 }
 
 fn parsed(url: &str) -> Result<PgConnectOptions, StoreError> {
@@ -363,23 +361,4 @@ async fn warn_of_settings(connection: &mut PgConnection) -> Result<(), sqlx::Err
         }
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Wherever a URL has its password, no log gets it.
-    #[test]
-    fn passwords_are_left_out() {
-        for (url, shown) in [
-            ("postgres://me:secret@db.example.com:5432/relay", "postgres://me@db.example.com:5432/relay"),
-            ("postgres://me:se@cret@db/relay?sslmode=require", "postgres://me@db/relay?sslmode=require"),
-            ("postgres:///relay?host=/tmp&password=secret&user=me", "postgres:///relay?host=/tmp&user=me"),
-            ("postgresql://db", "postgresql://db"),
-            ("secret", "***"),
-        ] {
-            assert_eq!(without_password(url), shown);
-        }
-    }
 }

@@ -19,15 +19,16 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use sqlx::postgres::PgConnection;
 use sqlx::{Row, query};
 use tokio::runtime::Runtime;
 
 use super::explain::Explanation;
-use super::{Applied, FromElsewhere, News, Position, Query, Removal, Scan, Store, StoreError, StoreStats};
+use super::{Applied, FromElsewhere, News, Position, Query, Removal, Scan, Store, StoreError, StoreStats, state};
 use crate::protocol::{Event, EventId, Filter, Verified};
+pub use connect::Options;
 use connect::Pools;
-pub use connect::{Options, without_password};
 use write::Transaction;
 
 /// A store in a database.
@@ -49,6 +50,8 @@ struct Told {
     stored: i64,
     /// Ephemeral events up to this one.
     passed: i64,
+    /// How often a state had been saved.
+    states: i64,
 }
 
 impl PostgresStore {
@@ -68,7 +71,7 @@ impl PostgresStore {
             pools: Arc::new(pools),
             runtime: Some(runtime),
             sender: sender(),
-            told: Mutex::new(Told { stored: next, passed: 0 }),
+            told: Mutex::new(Told { stored: next, passed: 0, states: -1 }),
             following: AtomicBool::new(false),
             events: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
@@ -199,10 +202,11 @@ impl Store for PostgresStore {
         if stored.end < from {
             tracing::warn!("the database has lost events that it had acknowledged; was another server made primary?");
         }
-        (told.stored, told.passed) = (stored.end, passed.end);
+        let decided = told.states != stored.states;
+        *told = Told { stored: stored.end, passed: passed.end, states: stored.states };
         self.pools.reached(stored.end);
         stored.events.extend(passed.events);
-        Ok(Some(News { events: stored.events, end: position(stored.end), more: stored.more || passed.more }))
+        Ok(Some(News { events: stored.events, end: position(stored.end), decided, more: stored.more || passed.more }))
     }
 
     fn pass_on(&self, events: &[Verified<Event>]) {
@@ -216,6 +220,23 @@ impl Store for PostgresStore {
 
     fn scan(&self, query: Query) -> Result<Box<dyn Scan>, StoreError> {
         Ok(Box::new(scan::PostgresScan::of(self.pools.clone(), self.handle().clone(), query)))
+    }
+
+    fn load_state(&self, name: &str) -> Result<Option<Bytes>, StoreError> {
+        state::check_name(name)?;
+        self.wait(self.pools.reading_primary(async |connection: &mut PgConnection| {
+            let found = query("SELECT bytes FROM sledge.state WHERE name = $1").bind(name).fetch_optional(connection);
+            Ok(found.await?.map(|row| row.try_get::<Vec<u8>, _>(0)).transpose()?.map(Bytes::from))
+        }))
+    }
+
+    fn save_state(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
+        state::check_name(name)?;
+        self.wait(self.pools.writing(async |connection: &mut PgConnection| {
+            let saved = query(SAVE_STATE).bind(name).bind(bytes).bind(news::payload(self.sender));
+            saved.execute(connection).await?;
+            Ok(())
+        }))
     }
 
     fn explain(&self, filter: &Filter) -> Explanation {
@@ -256,6 +277,14 @@ impl Store for PostgresStore {
         Ok(())
     }
 }
+
+const SAVE_STATE: &str = "
+WITH saved AS (
+  INSERT INTO sledge.state (name, bytes) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET bytes = excluded.bytes
+), counted AS (
+  UPDATE sledge.head SET states = states + 1
+)
+SELECT pg_notify('sledge', $3)";
 
 /// How long saying goodbye to the server may take; nothing depends on it.
 const CLOSE_TIME_MAX: Duration = Duration::from_secs(2);

@@ -36,10 +36,12 @@ pub(super) struct Portion {
     pub(super) end: i64,
     /// There are more.
     pub(super) more: bool,
+    /// How often a state was saved so far.
+    pub(super) states: i64,
 }
 
 const STORED: &str = "
-SELECT head.next, found.seq, found.bytes, CASE WHEN found.news THEN found.json END
+SELECT head.next, found.seq, found.bytes, CASE WHEN found.news THEN found.json END, head.states
   FROM sledge.head LEFT JOIN LATERAL (
   SELECT seq, bytes, news, json FROM (
     SELECT seq, bytes, news, json, sum(bytes) OVER (ORDER BY seq) - bytes AS before FROM (
@@ -51,7 +53,8 @@ SELECT head.next, found.seq, found.bytes, CASE WHEN found.news THEN found.json E
 pub(super) async fn stored(connection: &mut PgConnection, from: i64) -> Result<Portion, super::write::Failure> {
     let found = query(STORED).bind(from).bind(PORTION_EVENTS_MAX).bind(PORTION_BYTES_MAX);
     let found = found.fetch_all(connection).await?;
-    let next: i64 = found.first().ok_or(sqlx::Error::RowNotFound)?.try_get(0)?;
+    let first = found.first().ok_or(sqlx::Error::RowNotFound)?;
+    let (next, states): (i64, i64) = (first.try_get(0)?, first.try_get(4)?);
     let (mut events, mut bytes, mut last) = (Vec::new(), 0, None);
     for row in &found {
         let Some(seq) = row.try_get::<Option<i64>, _>(1)? else { break };
@@ -65,7 +68,7 @@ pub(super) async fn stored(connection: &mut PgConnection, from: i64) -> Result<P
     // A portion that stopped short may have left something between its last event and the end.
     let stopped_short = found.len() as i64 >= PORTION_EVENTS_MAX || bytes >= PORTION_BYTES_MAX;
     let end = last.filter(|_| stopped_short).map_or(next, |last| last + 1);
-    Ok(Portion { events, end, more: end < next })
+    Ok(Portion { events, end, more: end < next, states })
 }
 
 fn from_elsewhere(json: &str) -> Result<FromElsewhere, StoreError> {
@@ -106,7 +109,7 @@ pub(super) async fn passed(
     let last_given: i64 = found.first().ok_or(sqlx::Error::RowNotFound)?.try_get(0)?;
     if last_given < behind {
         // A crash of the database empties the table and may begin its numbers anew.
-        return Ok(Portion { events: Vec::new(), end: 0, more: true });
+        return Ok(Portion { events: Vec::new(), end: 0, more: true, states: 0 });
     }
     let (mut events, mut end) = (Vec::new(), behind);
     for row in &found {
@@ -116,7 +119,7 @@ pub(super) async fn passed(
             events.push(from_elsewhere(row.try_get(3)?)?);
         }
     }
-    Ok(Portion { events, end, more: found.len() as i64 >= PORTION_EVENTS_MAX })
+    Ok(Portion { events, end, more: found.len() as i64 >= PORTION_EVENTS_MAX, states: 0 })
 }
 
 /// The last ephemeral event so far.

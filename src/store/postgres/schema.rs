@@ -5,11 +5,13 @@
 //! page is a range of one index and goes on by a row comparison. Tag values and addresses are hashed; the event decides.
 //!
 //! ```text
-//! head        one row: the position of the next event, events and bytes stored. Its lock is the right to write.
+//! head        one row: the position of the next event, events and bytes stored, how often a state was saved. Its lock is
+//!             the right to write.
 //! events      one row an event: position, fields that filters ask for, hashed terms of its tags, JSON as it is sent
 //! tags        term · newest · id: one row a term of an event
 //! tombstones  what deletion requests and requests to vanish forbid; a row leaves with its request
 //! gone        the newest version of an address that was deleted by id
+//! state       small named blobs: what the layers above decide, such as who is banned
 //! passing     ephemeral events on their way to other processes; unlogged, gone after a minute
 //! ```
 
@@ -25,7 +27,8 @@ CREATE TABLE sledge.head (
     one boolean PRIMARY KEY DEFAULT true CHECK (one),
     next bigint NOT NULL,
     events bigint NOT NULL,
-    bytes bigint NOT NULL
+    bytes bigint NOT NULL,
+    states bigint NOT NULL DEFAULT 0
 ) WITH (fillfactor = 10);
 INSERT INTO sledge.head (next, events, bytes) VALUES (0, 0, 0);
 
@@ -71,6 +74,11 @@ CREATE TABLE sledge.gone (
     address bytea PRIMARY KEY,
     created_at bigint NOT NULL,
     id bytea NOT NULL
+);
+
+CREATE TABLE sledge.state (
+    name text PRIMARY KEY,
+    bytes bytea NOT NULL
 );
 
 CREATE UNLOGGED TABLE sledge.passing (

@@ -57,6 +57,12 @@ impl Binary {
         Binary::at(TempDir::new().expect("a temporary directory"), data.to_owned())
     }
 
+    /// For a store that is no directory.
+    #[cfg(feature = "postgres")]
+    pub fn on_store(url: String) -> Binary {
+        Binary::at(TempDir::new().expect("a temporary directory"), url.into())
+    }
+
     fn at(home: TempDir, data: PathBuf) -> Binary {
         let binary = Binary { home, data };
         binary.configure(&format!("service_url = \"{SERVICE_URL}\"\n"));

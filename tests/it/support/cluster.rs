@@ -23,7 +23,7 @@ printf "listen_addresses = ''\nunix_socket_directories = '%s'\n%s\n" "$2" "$3" >
 as "$1/pg_ctl" -D "$2/data" -w -t 60 -l "$2/log" start >/dev/null 2>&1 </dev/null || { cat "$2/log" >&2; exit 1; }
 echo up
 read -r _
-as "$1/pg_ctl" -D "$2/data" -m immediate stop >/dev/null 2>&1
+for data in "$2/data" "$2/standby"; do as "$1/pg_ctl" -D "$data" -m immediate stop >/dev/null 2>&1; done
 rm -rf "$2"
 "#;
 
@@ -79,25 +79,61 @@ impl Cluster {
     /// Runs SQL as the superuser; what it printed.
     #[track_caller]
     pub fn sql(&self, database: &str, sql: &str) -> String {
+        self.sql_at(5432, database, sql)
+    }
+
+    /// Runs SQL on the standby.
+    #[track_caller]
+    pub fn standby_sql(&self, database: &str, sql: &str) -> String {
+        self.sql_at(5433, database, sql)
+    }
+
+    #[track_caller]
+    fn sql_at(&self, port: u16, database: &str, sql: &str) -> String {
         let mut command = Command::new(self.bin.join("psql"));
         command.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-d", database, "-c", sql]);
-        let ran = command.arg("-h").arg(&self.dir).output().expect("psql is there");
+        let ran = command.arg("-h").arg(&self.dir).arg("-p").arg(port.to_string()).output().expect("psql is there");
         assert!(ran.status.success(), "{sql}: {}", String::from_utf8_lossy(&ran.stderr));
         String::from_utf8(ran.stdout).expect("psql writes text").trim().to_owned()
     }
 
     /// Stops the server at once, as a crash does, and starts it again after `meanwhile`.
     pub fn restart(&self, meanwhile: impl FnOnce()) {
-        self.control(&["-m", "immediate", "stop"]);
+        self.control("data", &["-m", "immediate", "stop"]);
         meanwhile();
-        self.control(&["-w", "-t", "60", "-l", &format!("{}/log", self.dir.display()), "start"]);
+        self.start_again("data");
     }
 
-    fn control(&self, args: &[&str]) {
+    fn start_again(&self, data: &str) {
+        self.control(data, &["-w", "-t", "60", "-l", &format!("{}/{data}.log", self.dir.display()), "start"]);
+    }
+
+    /// Makes a streaming standby, one a cluster, and starts it.
+    pub fn start_standby(&self) {
+        let script = r#"as() { if [ "$(id -u)" = 0 ]; then runuser -u postgres -- "$@"; else "$@"; fi; }
+            cd "$2" && as "$1/pg_basebackup" -h "$2" -U postgres -D "$2/standby" -R -X stream -c fast \
+            && echo "port = 5433" >>"$2/standby/postgresql.conf""#;
+        let copied = Command::new("sh").arg("-c").arg(script).arg("standby").args([&self.bin, &self.dir]).output();
+        let copied = copied.expect("sh is there");
+        assert!(copied.status.success(), "pg_basebackup: {}", String::from_utf8_lossy(&copied.stderr));
+        self.start_again("standby");
+    }
+
+    /// Stops the standby at once.
+    pub fn stop_standby(&self) {
+        self.control("standby", &["-m", "immediate", "stop"]);
+    }
+
+    /// The URL of a database on the standby.
+    pub fn standby_url(&self, name: &str) -> String {
+        format!("{}&port=5433", self.url(name))
+    }
+
+    fn control(&self, data: &str, args: &[&str]) {
         let script = r#"as() { if [ "$(id -u)" = 0 ]; then runuser -u postgres -- "$@"; else "$@"; fi; }
                         bin=$1; data=$2; shift 2; cd "$data" && as "$bin/pg_ctl" -D "$data" "$@" >/dev/null 2>&1 </dev/null"#;
         let mut command = Command::new("sh");
-        command.arg("-c").arg(script).arg("control").args([&self.bin, &self.dir.join("data")]).args(args);
+        command.arg("-c").arg(script).arg("control").args([&self.bin, &self.dir.join(data)]).args(args);
         assert!(command.status().expect("sh is there").success(), "pg_ctl {args:?}");
     }
 
