@@ -20,7 +20,7 @@ pub use view::{ChatError, ChatView, HeadView, MessageView};
 
 use super::cipher::{self, Cipher, SealError};
 use super::clock::Hlc;
-use super::draft::Draft;
+use super::draft::{Draft, Op};
 use super::fields::{Field, Fields};
 use super::shape::{CHAT, HEAD_PREFIX, Schema, Unsigned, tag};
 use super::slots::{Deletions, Slots};
@@ -182,21 +182,37 @@ impl Chats {
         self.heads.keys().chain(self.by_chat.keys()).collect()
     }
 
-    /// Own heads of which the winning version says less than is known: they are to be said again.
-    pub fn heads_due(&self, me: &PublicKey) -> Vec<String> {
+    /// Own heads of which the winning version says less than is known, and what it leaves out: to be said again. What
+    /// waiting drafts say again already is left out too.
+    pub fn heads_due(&self, me: &PublicKey, drafts: &[&Draft]) -> Vec<(String, Fields)> {
         let own = self.heads.iter().filter(|(chat, _)| chat.owner == *me);
-        own.filter(|(chat, fields)| !self.says_all(chat, fields)).map(|(chat, _)| chat.id.clone()).collect()
+        let due = own.filter(|(chat, fields)| !self.says_all(chat, fields)).filter_map(|(chat, fields)| {
+            let said = self.said(chat).unwrap_or_default();
+            let waits = |name: &str, field: &Field| {
+                drafts.iter().any(|draft| match &draft.op {
+                    Op::Head { chat: id, known, .. } => *id == chat.id && known.field(name) == Some(field),
+                    _ => false,
+                })
+            };
+            let left_out = fields.iter().filter(|(name, field)| said.field(name) != Some(field) && !waits(name, field));
+            let left_out: Fields = left_out.map(|(name, field)| (name.to_owned(), field.clone())).collect();
+            (!left_out.is_empty()).then(|| (chat.id.clone(), left_out))
+        });
+        due.collect()
     }
 
     fn says_all(&self, chat: &ChatKey, fields: &Fields) -> bool {
+        self.said(chat).is_some_and(|said| said == *fields)
+    }
+
+    /// What the version of a head says that relays keep, without what was deleted.
+    fn said(&self, chat: &ChatKey) -> Option<Fields> {
         let address = chat.head_address();
-        let said = self.newest.get(&address).cloned();
-        said.is_some_and(|mut said| {
-            if let Some(until) = self.deletions.until(&address) {
-                said.drop_until(until);
-            }
-            said == *fields
-        })
+        let mut said = self.newest.get(&address).cloned()?;
+        if let Some(until) = self.deletions.until(&address) {
+            said.drop_until(until);
+        }
+        Some(said)
     }
 
     /// The head that says what is known and what these drafts add; nothing if the winning version says it already.
@@ -206,10 +222,13 @@ impl Chats {
     pub fn build_head(
         &self,
         chat: &ChatKey,
-        drafts: &[(&Draft, &BTreeMap<String, Value>)],
+        drafts: &[&Draft],
         cipher: &dyn Cipher,
     ) -> Result<Option<Unsigned>, SealError> {
-        let fields = with_drafts(self.head(chat).cloned().unwrap_or_default(), drafts);
+        let mut fields = with_drafts(self.head(chat).cloned().unwrap_or_default(), drafts);
+        if let Some(until) = self.deletions.until(&chat.head_address()) {
+            fields.drop_until(until);
+        }
         if fields.is_empty() || self.says_all(chat, &fields) {
             return Ok(None);
         }
@@ -224,10 +243,14 @@ impl Chats {
     }
 }
 
-/// Fields with what drafts write, each at its own stamp.
-pub(super) fn with_drafts(mut fields: Fields, drafts: &[(&Draft, &BTreeMap<String, Value>)]) -> Fields {
-    for (draft, changes) in drafts {
-        for (name, value) in *changes {
+/// Fields with what drafts of heads or settings write, each at its own stamp.
+pub(super) fn with_drafts(mut fields: Fields, drafts: &[&Draft]) -> Fields {
+    for draft in drafts {
+        let (Op::Head { fields: changes, .. } | Op::Settings { fields: changes, .. }) = &draft.op else { continue };
+        if let Op::Head { known, .. } = &draft.op {
+            fields.merge(known);
+        }
+        for (name, value) in changes {
             fields.set(name, Field(value.clone(), draft.written.stamp));
         }
     }

@@ -2,8 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::Value;
-
 use super::chat::message::{self, MessageDraft};
 use super::chat::{ChatKey, ChatView, Chats};
 use super::cipher::{Cipher, SealError};
@@ -108,26 +106,32 @@ impl Collections {
             })),
             Op::Head { chat, .. } => {
                 let key = ChatKey { owner: self.me, id: chat.clone() };
-                self.chats.build_head(&key, &field_changes(drafts), cipher)
+                self.chats.build_head(&key, drafts, cipher)
             }
             Op::Message(_) => message::build(cipher, &messages(drafts)),
             Op::Delete(deletion) => Ok(Some(deletion.build(stamp))),
-            Op::Settings { form, .. } => self.settings.build(*form, device, &field_changes(drafts), cipher),
+            Op::Settings { form, .. } => self.settings.build(*form, device, drafts, cipher),
             Op::Training(op) => Ok(Some(op.build(stamp))),
         }
     }
 
-    /// What is to be said again because the relays' versions say less than is known. To be asked when a catch-up is done
-    /// and no draft of the same kind waits; empty at rest.
+    /// What is to be said again because the relays' versions say less than is known; empty at rest. `drafts` are all that
+    /// wait. To be queued when a catch-up is done; a driver whose cache lets go of replaced versions queues what is due of
+    /// heads ([`Chats::heads_due`]) before the cache takes the event that replaces them.
     pub fn due<'d>(&self, drafts: impl IntoIterator<Item = &'d Draft>) -> Vec<Op> {
-        let waiting: Vec<String> = drafts.into_iter().filter_map(Draft::merge_key).collect();
-        let heads = self.chats.heads_due(&self.me).into_iter();
-        let mut due: Vec<Op> = heads.map(|chat| Op::Head { chat, fields: BTreeMap::new() }).collect();
-        if self.settings.merge_due() {
+        let drafts: Vec<&Draft> = drafts.into_iter().collect();
+        let mut due = self.heads_due(&drafts);
+        let waits = |draft: &&Draft| matches!(draft.op, Op::Settings { form: SettingsForm::Slot, .. });
+        if self.settings.merge_due() && !drafts.iter().any(waits) {
             due.push(Op::Settings { form: SettingsForm::Slot, fields: BTreeMap::new() });
         }
-        due.retain(|op| op.merge_key().is_none_or(|key| !waiting.contains(&key)));
         due
+    }
+
+    /// The part of [`Collections::due`] that is about heads of chats.
+    pub fn heads_due(&self, drafts: &[&Draft]) -> Vec<Op> {
+        let due = self.chats.heads_due(&self.me, drafts).into_iter();
+        due.map(|(chat, known)| Op::Head { chat, fields: BTreeMap::new(), known }).collect()
     }
 }
 
@@ -135,14 +139,6 @@ impl Collections {
 fn end_of_second(second: u64) -> Hlc {
     let wall_ms = second.saturating_mul(1000).saturating_add(999).min(super::clock::WALL_MS_MAX);
     Hlc { counter: u16::MAX, ..Hlc::at(wall_ms, Device(u64::MAX)) }
-}
-
-fn field_changes<'d>(drafts: &[&'d Draft]) -> Vec<(&'d Draft, &'d BTreeMap<String, Value>)> {
-    let changes = drafts.iter().filter_map(|draft| match &draft.op {
-        Op::Head { fields, .. } | Op::Settings { fields, .. } => Some((*draft, fields)),
-        _ => None,
-    });
-    changes.collect()
 }
 
 fn messages<'d>(drafts: &[&'d Draft]) -> Vec<(&'d Draft, &'d MessageDraft)> {

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::chat::message::MessageDraft;
 use super::clock::{Hlc, Written};
+use super::fields::Fields;
 use super::shape::{Schema, Unsigned, tag};
 use super::training::TrainingOp;
 use crate::protocol::supersede::Address;
@@ -27,12 +28,16 @@ pub struct Draft {
 pub enum Op {
     /// Any event that is none of ours.
     Plain(Plain),
-    /// Fields of an own chat's head. Without any: say again what the head amounts to.
+    /// Fields of an own chat's head.
     Head {
         /// The chat.
         chat: String,
         /// New values; null removes.
         fields: BTreeMap<String, Value>,
+        /// What is to be said again: fields that the winning version leaves out, as they were dated. They stand here so
+        /// that a crash does not lose what only a replaced version had said.
+        #[serde(default, skip_serializing_if = "Fields::is_empty")]
+        known: Fields,
     },
     /// A message, or the new text of one.
     Message(MessageDraft),

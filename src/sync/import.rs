@@ -16,6 +16,7 @@ use super::chat::{ChatKey, Chats, MessageDraft, TITLE, message};
 use super::cipher::{self, Cipher, PLAINTEXT_BYTES_MAX};
 use super::clock::{Device, Hlc, Written};
 use super::draft::{Draft, Op};
+use super::fields::Fields;
 use crate::protocol::{Event, PublicKey};
 
 /// The time of messages without one: they come first, in their order. 2020-01-01.
@@ -143,7 +144,10 @@ fn title(chats: &Chats, chat: &ChatKey, old: &OldChat) -> Option<Draft> {
         return None;
     }
     let fields = [(TITLE.to_owned(), Value::from(title.as_str()))].into();
-    Some(dated(Op::Head { chat: chat.id.clone(), fields }, Hlc::at(UNDATED_MS, Device::IMPORT)))
+    Some(dated(
+        Op::Head { chat: chat.id.clone(), fields, known: Fields::default() },
+        Hlc::at(UNDATED_MS, Device::IMPORT),
+    ))
 }
 
 fn exploded(me: PublicKey, chat: &ChatKey, fields: &Map<String, Value>, stamp: Hlc, parents: &[String]) -> Draft {

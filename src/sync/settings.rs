@@ -189,10 +189,7 @@ impl Settings {
 
     /// What the app sees of a setting: state and drafts.
     pub fn view<'d>(&self, drafts: impl IntoIterator<Item = &'d Draft>) -> Fields {
-        let changes = drafts.into_iter().filter_map(|draft| match &draft.op {
-            Op::Settings { fields, .. } => Some((draft, fields)),
-            _ => None,
-        });
+        let changes = drafts.into_iter().filter(|draft| matches!(draft.op, Op::Settings { .. }));
         with_drafts(self.fields.clone(), &changes.collect::<Vec<_>>())
     }
 
@@ -218,7 +215,7 @@ impl Settings {
         &self,
         form: SettingsForm,
         device: Device,
-        drafts: &[(&Draft, &BTreeMap<String, Value>)],
+        drafts: &[&Draft],
         cipher: &dyn Cipher,
     ) -> Result<Option<Unsigned>, SealError> {
         let fields = with_drafts(self.fields.clone(), drafts);

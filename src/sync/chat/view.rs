@@ -120,11 +120,8 @@ impl<'s> ChatView<'s> {
 
     /// A chat's head; empty if there is none.
     pub fn head(&self, chat: &ChatKey) -> HeadView {
-        let changes = self.drafts.iter().filter_map(|draft| match &draft.op {
-            Op::Head { chat: id, fields } if self.own(id) == *chat => Some((*draft, fields)),
-            _ => None,
-        });
-        let changes: Vec<(&Draft, &BTreeMap<String, Value>)> = changes.collect();
+        let of_chat = |draft: &&&Draft| matches!(&draft.op, Op::Head { chat: id, .. } if self.own(id) == *chat);
+        let changes: Vec<&Draft> = self.drafts.iter().filter(of_chat).copied().collect();
         let mut fields = with_drafts(self.chats.head(chat).cloned().unwrap_or_default(), &changes);
         if let Some(until) = self.deleted_until(&chat.head_address()) {
             fields.drop_until(until);
@@ -221,7 +218,7 @@ impl ChatView<'_> {
 
     /// Any field of an own chat's head; null removes it.
     pub fn set_field(&self, chat: &str, name: &str, value: Value) -> Op {
-        Op::Head { chat: chat.to_owned(), fields: BTreeMap::from([(name.to_owned(), value)]) }
+        Op::Head { chat: chat.to_owned(), fields: BTreeMap::from([(name.to_owned(), value)]), known: Fields::default() }
     }
 
     /// A new message at the end of a chat: it follows every message that nothing follows yet. `id` is a new UUID.

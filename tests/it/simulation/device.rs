@@ -8,8 +8,7 @@ use sledge::protocol::{Event, EventId, Verified};
 use sledge::sync::clock::{Clock, Device as DeviceId, Hlc};
 use sledge::sync::draft::{Draft, Op, SettingsForm};
 use sledge::sync::nip44::Nip44;
-use sledge::sync::outbox::answer::judge;
-use sledge::sync::outbox::{Change, Consequence, Content, Outbox, RelayUrl, Seq, Settlement, Step};
+use sledge::sync::outbox::{Change, Content, Outbox, RelayUrl, Seq, Step};
 use sledge::sync::{Absorbed, Collections};
 
 use super::broken;
@@ -268,7 +267,13 @@ impl SimDevice {
         } else {
             memory.state.absorb(event, &self.cipher, &mut Clock::new(self.id))
         };
+        // Before the cache lets go of a head that this event replaces, what only that one said is in the outbox.
+        let drafts: Vec<Draft> = memory.outbox.drafts().map(|(_, draft)| draft.clone()).collect();
+        for op in memory.state.heads_due(&drafts.iter().collect::<Vec<_>>()) {
+            self.write(vec![op], now * 1000, None);
+        }
         let verdict = self.cache.apply(event, now);
+        let memory = self.memory.as_mut().expect("it runs");
         if !matches!(verdict, Verdict::Store | Verdict::Duplicate) {
             memory.unwanted.insert(event.id);
         }
@@ -279,12 +284,6 @@ impl SimDevice {
         let now_ms = self.local_ms(true_ms);
         let memory = self.memory.as_mut().expect("it runs");
         let changes = memory.outbox.answer(&relay_url(relay), id, accepted, text, now_ms, chance);
-        // A version of settings that the relay knows to be overtaken, by versions that are gone by now: nobody wants it.
-        let overtaken = matches!(judge(accepted, text), Consequence::Settle(Settlement::Superseded));
-        if overtaken && self.cache.get(id).is_some_and(|event| super::store::is_slot(event)) {
-            self.cache.forget(&[*id]);
-            memory.unwanted.insert(*id);
-        }
         self.record(changes, false);
     }
 

@@ -1,23 +1,22 @@
-//! What a relay and a device's cache keep: the reference store, and the settings slot beside it.
+//! What a relay and a device's cache keep: the reference store, with what it keeps at hand.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use sledge::protocol::label::is_labelled;
+use sledge::protocol::slot::{self, Slot};
 use sledge::protocol::supersede::{self, Address, Target, Verdict, Version};
 use sledge::protocol::{Event, EventId, Kind, Verified};
 use sledge::store::memory::MemoryStore;
 use sledge::store::{Removal, Store};
-use sledge::sync::shape::SETTINGS;
 
 use super::rules::{Rule, Rules};
 
-/// Events by the rules of `protocol::supersede`; versions of settings by their heads.
+/// The reference store's verdicts; and which events it shows.
 pub struct SimStore {
     memory: MemoryStore,
     held: BTreeMap<EventId, Verified<Event>>,
     by_address: BTreeMap<Address, EventId>,
-    /// Versions of settings that some version names.
-    named: BTreeSet<EventId>,
+    /// Versions of settings, former ones too.
+    versions: Vec<slot::Version>,
     rules: Rules,
     /// It is a relay's, to which some rules are addressed.
     of_relay: bool,
@@ -29,7 +28,7 @@ impl SimStore {
             memory: MemoryStore::new(),
             held: BTreeMap::new(),
             by_address: BTreeMap::new(),
-            named: BTreeSet::new(),
+            versions: Vec::new(),
             rules,
             of_relay,
         }
@@ -37,16 +36,15 @@ impl SimStore {
 
     /// Takes an event, as a relay at `now` (seconds) would.
     pub fn apply(&mut self, event: &Verified<Event>, now: u64) -> Verdict {
-        if is_slot(event) {
-            return self.apply_slot(event);
-        }
         let verdict = self.memory.apply(std::slice::from_ref(event), now).unwrap().verdicts[0];
         let broken = match verdict {
             Verdict::Superseded => self.of_relay && !self.rules.hold(Rule::RelaysKeepTheWinner),
             Verdict::Deleted => self.of_relay && !self.rules.hold(Rule::DeletionsWinTies) && self.is_tie(event),
             _ => false,
         };
-        if verdict == Verdict::Store || broken {
+        if verdict == Verdict::Store && is_slot(event) {
+            self.hold_version(event);
+        } else if verdict == Verdict::Store || broken {
             self.hold(event);
         }
         if broken { Verdict::Store } else { verdict }
@@ -76,20 +74,19 @@ impl SimStore {
         requests.map(|request| request.created_at).max() == Some(event.created_at)
     }
 
-    /// Heads stay; what a version names goes at once, which is the hardest eviction there is.
-    fn apply_slot(&mut self, event: &Verified<Event>) -> Verdict {
-        if self.held.contains_key(&event.id) {
-            return Verdict::Duplicate;
-        }
-        for id in event.tags.values("prev").filter_map(EventId::from_hex) {
-            self.held.remove(&id);
-            self.named.insert(id);
-        }
-        if self.named.contains(&event.id) {
-            return Verdict::Superseded;
-        }
+    /// Heads can be seen; former versions are only kept.
+    fn hold_version(&mut self, event: &Verified<Event>) {
         self.held.insert(event.id, event.clone());
-        Verdict::Store
+        self.versions.push(slot::Version::of(event));
+        let memory = &self.memory;
+        self.versions.retain(|version| memory.contains(&version.id).unwrap());
+        let former = Slot::new(self.versions.clone()).former();
+        self.held.retain(|id, old| !is_slot(old) || (!former.contains(id) && memory.contains(id).unwrap()));
+    }
+
+    /// Whether an event is kept, seen or not.
+    pub fn keeps(&self, id: &EventId) -> bool {
+        self.held.contains_key(id) || self.memory.contains(id).unwrap()
     }
 
     pub fn get(&self, id: &EventId) -> Option<&Verified<Event>> {
@@ -115,10 +112,11 @@ impl SimStore {
         self.memory.remove(ids, Removal::Evicted).unwrap();
         self.held.retain(|id, _| !ids.contains(id));
         self.by_address.retain(|_, id| !ids.contains(id));
+        self.versions.retain(|version| !ids.contains(&version.id));
     }
 }
 
 /// Whether an event is a version of our settings, which live in a slot of their own.
 pub fn is_slot(event: &Event) -> bool {
-    event.kind == SETTINGS && is_labelled(event)
+    slot::is_version(event)
 }

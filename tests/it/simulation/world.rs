@@ -100,7 +100,8 @@ impl World {
         let relay = self.chance.below(self.relays.len());
         self.now_ms += self.pause_ms();
         match self.chance.below(100) {
-            0..22 => self.app_writes(device),
+            0..4 => self.dialogue(device, relay),
+            4..22 => self.app_writes(device),
             22..36 => self.toggle_link(device, relay),
             36..72 => {
                 for _ in 0..1 + self.chance.below(6) {
@@ -139,6 +140,19 @@ impl World {
         }
     }
 
+    /// A write that reaches another device at once, and what is written there right after.
+    fn dialogue(&mut self, device: usize, relay: usize) {
+        self.app_writes(device);
+        self.pump(device, relay);
+        for _ in 0..40 {
+            self.deliver_any();
+        }
+        self.now_ms += self.chance.number() % 2_000;
+        let other = (device + 1 + self.chance.below(self.devices.len() - 1)) % self.devices.len();
+        self.app_writes(other);
+        self.app_writes(other);
+    }
+
     fn toggle_link(&mut self, device: usize, relay: usize) {
         if !self.runs(device) {
             return;
@@ -164,7 +178,7 @@ impl World {
         let newest = cache.newest();
         let missing = from.store.events().filter(|event| {
             let by_time = !self.rules.hold(Rule::SetsAreCompared) && event.created_at < newest;
-            cache.get(&event.id).is_none() && !memory.unwanted.contains(&event.id) && !by_time
+            !cache.keeps(&event.id) && !memory.unwanted.contains(&event.id) && !by_time
         });
         let mut missing: Vec<Verified<Event>> = missing.cloned().collect();
         missing.sort_by_key(|event| (event.kind != Kind::DELETION, event.created_at));
@@ -189,7 +203,12 @@ impl World {
     fn lacking(&self, device: usize, relay: usize) -> Vec<Verified<Event>> {
         let to = &self.relays[relay];
         let events = self.devices[device].cache.events().filter(|event| suits(event, to.slots));
-        events.filter(|event| to.store.get(&event.id).is_none()).cloned().collect()
+        // A former version of settings is not shown, but the relay's answer said that it has it.
+        let lacks = |event: &&Verified<Event>| to.store.get(&event.id).is_none() && !to.store.keeps(&event.id);
+        if !self.rules.hold(Rule::AnswersSettle) {
+            return Vec::new();
+        }
+        events.filter(lacks).cloned().collect()
     }
 
     fn send(&mut self, device: usize, relay: usize, what: What) {
@@ -347,7 +366,11 @@ impl World {
     fn heal(&mut self) -> bool {
         self.stormy = false;
         self.wire.clear();
-        (0..self.devices.len()).for_each(|device| self.restart(device));
+        for device in 0..self.devices.len() {
+            // All that counts is on the disks.
+            self.crash(device);
+            self.restart(device);
+        }
         let mut quiet_rounds = 0;
         for _ in 0..ROUNDS_MAX {
             for device in 0..self.devices.len() {
