@@ -8,6 +8,8 @@
 //!  │     └ link, dial         one socket: TLS, pings, NIP-42, the relay's clock
 //! profile    the order of writing: outbox → cache → collections; what a link is to send next
 //!    └ outbox (journal), cache (an embedded store), routing, local
+//!
+//! stream, mirrors   a relay's own store made equal with other relays, by the same links: `sledge sync`, `[[mirror]]`
 //! ```
 //!
 //! Reading is local and at once. A write is durable on this device before anything is sent, and stays owed to each relay
