@@ -12,12 +12,14 @@ mod kind_range;
 mod live;
 mod members;
 mod memory;
+mod mirror;
 mod operation;
 mod plugin;
 pub mod postgres;
 mod rate;
 mod read;
 mod sync;
+mod tls;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -32,12 +34,14 @@ pub use kind_range::{KindRange, KindRangeError};
 pub use live::{Live, Reloaded, reload};
 pub use members::{Members, Trust};
 pub use memory::Memory;
+pub use mirror::{Direction, Mirror};
 pub use operation::Operation;
 pub use plugin::{OnFailure, Plugin};
 pub use postgres::Postgres;
 pub use rate::Rate;
 pub use read::{ConfigError, Origin};
 pub use sync::Sync;
+pub use tls::Tls;
 
 /// The built-in `sync.toml`: every key with its default, and the reason in a comment.
 pub const DEFAULTS: &str = include_str!("../sync.toml");
@@ -57,6 +61,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// WebSocket URL under which clients reach this relay; empty when unknown.
     pub service_url: String,
+    /// Other relays with which this one is kept equal.
+    pub mirror: Vec<Mirror>,
     /// What is logged, and how.
     pub log: Log,
     /// What the relay tells about itself (NIP-11).
@@ -65,6 +71,8 @@ pub struct Config {
     pub limits: Limits,
     /// What one client may ask for a second.
     pub rate: Rate,
+    /// A second port, encrypted.
+    pub tls: Tls,
     /// What whoever looks after the relay gets to see.
     pub operation: Operation,
     /// Who may read and write.

@@ -1,7 +1,7 @@
-//! sledge: a Nostr relay in one small binary, on the way to a sync engine. This page is its architecture.
+//! sledge: a Nostr relay and a sync engine in one small binary. This page is its architecture.
 //!
 //! Events live in one append-only file, the event log. sled indexes it and can be thrown away at any time. A WebSocket
-//! server, a command line and (later) a sync client stand on top. A message travels down once and answers up once.
+//! server, a command line and a sync client stand on top. A message travels down once and answers up once.
 //!
 //! # Rooms
 //!
@@ -10,11 +10,11 @@
 //! ```text
 //!  4   main → cli → error
 //!              │
-//!  3        server               sockets: accept, HTTP, WebSocket, one task a connection
-//!              │
-//!  2         relay               the one write path, live fan-out, queries in turns; no sockets, no HTTP
-//!              │
-//!  1      store   auth           store alone knows bytes on disk; auth is pure
+//!  3      server     client      sockets: accept, HTTP, WebSocket, one task a connection; the client's links to relays
+//!            │         │
+//!  2       relay       │         the one write path, live fan-out, queries in turns; no sockets, no HTTP
+//!            │         │
+//!  1     store auth sync         store alone knows bytes on disk; auth and sync are pure
 //!              │
 //!  0   protocol   config         protocol is pure; config is plain data, checked once
 //! ```
@@ -24,17 +24,32 @@
 //!   [`protocol::verify`] makes one.
 //! - [`store`]: the [`store::Store`] trait and the embedded store behind it: [`store::log`] (bytes of the event log),
 //!   [`store::record`] (bytes of one record), [`store::schema`] (every key of the index), [`store::index`] (sled or fjall, the
-//!   write buffer in front of it, the filter on ids), [`store::plan`] and [`store::merge`] (from a filter to one stream,
+//!   write buffer in front of it, the filter on ids), [`store::plan`], [`store::estimate`] and [`store::merge`] (from a filter to one stream,
 //!   newest first). [`store::backup`] copies the log, [`store::repair`] mends it. [`store::memory`] is the oracle: a
 //!   vector and the reference meaning.
 //! - [`auth`]: who is at the other end (NIP-42), and which questions need to know: [`auth::Gate`]. What a reader may see of
 //!   what is found is [`protocol::visibility`], one predicate for stored queries, COUNT and live events alike.
+//! - [`sync`]: chats, settings and training data as collections that merge, the hybrid logical clock, what an outbox owes
+//!   and what an answer settles, and reconciliation (NIP-77) from both sides. Its page shows every event shape, for apps in other languages.
 //! - [`relay`]: ingest stages, the writer thread, the live index, the query threads, the sweeper for expired events,
 //!   upkeep (compaction by itself). [`relay::policy`] says who may write and holds what admins have decided,
 //!   [`relay::plugin`] asks a program of the operator's.
+//!   [`relay::negotiation`] answers reconciliations on the query threads; [`relay::side`] is this relay's end of a stream
+//!   with another one.
+//! - [`sync`]: the engine's rules, pure. [`sync::reconcile`] is NIP-77 for both sides, over any [`sync::reconcile::Set`]: a
+//!   list, or the sums that the embedded store keeps for everything, an author, a kind or a tag (`store::sums`), changed in
+//!   one step with each write.
+//! - [`client`]: links to other relays. [`client::stream`] makes this relay and another one equal, [`client::mirrors`] keeps
+//!   them so.
 //! - [`server`]: one port for WebSocket, NIP-11 and a landing page; [`server::rate`] (what an address may ask for a second);
 //!   a control socket for the command line, metrics on an address of their own. [`relay::counters`] and [`relay::querylog`]
 //!   hold what is counted.
+//! - [`sync`]: chats, settings and training data as pure collections, the hybrid logical clock, the outbox's rules and
+//!   both sides of a reconciliation.
+//! - [`client`]: a user's side: [`client::Client`], a profile on disk (outbox, local copy), a link to each relay. Never the
+//!   server: a relay on this machine is reached like any other.
+//! - [`server::reader`], [`server::frames`] and [`server::deflate`] are the WebSocket protocol on both ways: a silent
+//!   connection holds no buffer, and no connection holds a compressor.
 //! - [`cli`]: one file a command. [`config`]: `sync.toml`, and [`config::Live`], the settings in force until a reload. [`error`]: what a caller of the crate can meet.
 //!
 //! # The walk of an EVENT
@@ -54,6 +69,22 @@
 //! the connection hands the rest of the query back when it has written a page → EOSE with NIP-67's hint → live events
 //! that were held meanwhile, then each as it is stored. Nothing comes twice and nothing is missed, without comparing
 //! ids: the point divides stored from live.
+//!
+//! # The walk of a reconciliation
+//!
+//! `NEG-OPEN` passes the gate like a REQ → `relay::query`'s threads gather what matches and may be seen, or find the
+//! store's sums, which hold public events only; what a reader sees besides is listed for each → the machine answers range
+//! by range, a time slice at a time → the session waits at its connection for the next message, and goes after a silence.
+//! The other way round `client::stream` begins: deletions are compared first, missing events are fetched by id, offered
+//! ones go out oldest first, until a comparison moves nothing.
+//!
+//! # The walk of an offline write
+//!
+//! An app's command → [`client::app`] asks [`sync`] for a draft, dated by the hybrid logical clock → the draft and the
+//! relays that it is owed to are one record of [`client::outbox`]'s journal, **fdatasync** → the app has its answer, and
+//! sees the write. A link comes up ([`client::links`]) → the relay's clock corrects ours → [`client::catchup`] makes both
+//! sides equal, deletions first → drafts are encrypted and signed, the events are durable in the journal and put into the
+//! local copy, and only then sent, oldest first, a window at a time → each relay's answer settles its own debt.
 //!
 //! # The walk of a decision
 //!
@@ -78,6 +109,8 @@
 //! generation that was being written by compaction: `CURRENT` still names the old one. An
 //! index that was being rebuilt: the rebuilding goes on where the last run of it ended, and events are counted again. A
 //! request to vanish of a large author that was broken off half-way: not stored, so it is sent again and does the rest.
+//! In a client's profile: debts whose answer was not written down, so that an event is sent again and answered with
+//! `duplicate:`; events that are in the journal and not yet in the local copy, where they are put at the next start.
 //!
 //! # Threads
 //!

@@ -1,8 +1,8 @@
 //! Less memory for a process with many threads, where memory is scarce.
 //!
 //! glibc gives each thread an allocation arena of its own, and what the threads of import and index free in one is of no
-//! use to the others: importing 1,000,000 events with a budget of 64 MiB took 299 MB so, and 200 with few arenas, for
-//! about 7 % more processor time. Without unsafe code the number can only be set from outside, by an environment variable
+//! use to the others: importing 1,000,000 events with a budget of 64 MiB took 299 MB so and 211 with few arenas, for
+//! about 8 % more processor time. Without unsafe code the number can only be set from outside, by an environment variable
 //! that is read at the start of a process. So the process starts itself again with it: same process id, same arguments.
 
 use crate::config::Config;

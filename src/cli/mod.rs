@@ -34,6 +34,7 @@ pub mod repair;
 pub mod restore;
 pub mod serve;
 pub mod status;
+pub mod sync;
 pub mod time;
 pub mod top;
 pub mod verify;
@@ -92,6 +93,7 @@ pub enum Command {
     Query(query::QueryArgs),
     Count(count::CountArgs),
     Delete(delete::DeleteArgs),
+    Sync(sync::SyncArgs),
     Verify(verify::VerifyArgs),
     Repair(repair::RepairArgs),
     Status(status::StatusArgs),
@@ -153,6 +155,7 @@ pub fn run(cli: Cli) -> Result<ExitCode, Error> {
         Command::Query(args) => query::run(&args, &config, out),
         Command::Count(args) => count::run(&args, &config, out),
         Command::Delete(args) => delete::run(&args, &config, out),
+        Command::Sync(args) => sync::run(&args, config, out),
         Command::Verify(_) => verify::run(&config, out),
         Command::Repair(args) => repair::run(&args, &config, out),
         Command::Status(args) => status::run(&args, &config, out),

@@ -81,8 +81,9 @@ impl Operation {
                     file = server.config().origin.file.clone();
                     watched = Watched::new(file.as_deref());
                 }
-                _ = look.tick(), if file.is_some() => {
-                    if watched.has_changed(file.as_deref().and_then(stamp_of)) {
+                _ = look.tick() => {
+                    reload_certificate(server);
+                    if file.is_some() && watched.has_changed(file.as_deref().and_then(stamp_of)) {
                         self.reload(server, "the settings file has changed");
                     }
                 }
@@ -111,6 +112,14 @@ impl Operation {
             }
         }
         self.manager.ready();
+    }
+}
+
+fn reload_certificate(server: &Server) {
+    match server.reload_certificate() {
+        Ok(true) => tracing::info!("the renewed certificate is in use"),
+        Ok(false) => {}
+        Err(error) => tracing::error!(%error, "the old certificate stays in use"),
     }
 }
 

@@ -14,11 +14,15 @@ use super::interrupt::Interrupt;
 use super::operate::{Operation, Reread};
 use super::store::Opened;
 use super::systemd::{self, Manager};
-use super::{store, takeover};
-use crate::config::Config;
+use super::{store, sync, takeover};
+use crate::client::clock::World;
+use crate::client::link::LinkOptions;
+use crate::client::mirrors::{Mirror, Mirrors};
+use crate::config::{self, Config};
 use crate::error::Error;
 use crate::relay::Clock;
 use crate::server::Server;
+use crate::server::control::SyncRequest;
 
 /// Run the relay until SIGINT or SIGTERM
 ///
@@ -58,6 +62,7 @@ pub fn run(
     if let Some(listen) = args.listen {
         config.listen = listen;
     }
+    let mirrors = mirrors(&config)?;
     let config = Arc::new(config);
     let reread = Reread { file, store, listen: args.listen };
     let passed = systemd::passed_listener();
@@ -78,7 +83,7 @@ pub fn run(
         .map_err(|error| Error::Failed(format!("cannot start the relay's threads: {error}")))?;
     let served = runtime.block_on(async {
         let operation = Operation::watch(interrupt, Manager::from_env(), reread)?;
-        serve(&config, &opened, listener, operation).await
+        serve(&config, &opened, listener, mirrors, operation).await
     });
     runtime.shutdown_timeout(Duration::from_secs(1));
     served.map(|()| ExitCode::SUCCESS)
@@ -96,6 +101,7 @@ async fn serve(
     config: &Arc<Config>,
     opened: &Opened,
     listener: Option<TcpListener>,
+    mirrors: Vec<Mirror>,
     mut operation: Operation,
 ) -> Result<(), Error> {
     let store = opened.store();
@@ -111,16 +117,31 @@ async fn serve(
     }
     let owner = format!("sledge serve (process {}) on ws://{}", std::process::id(), reachable(server.addr()));
     opened.describe_owner(&owner);
+    server.reach_out_by(Arc::new(sync::ByRelay { relay: server.relay().clone() }));
+    let options = LinkOptions::from(&config.client);
+    let mirrors = Mirrors::start(server.relay(), mirrors, options, &World::system());
     let metrics = server.serve_metrics().await;
     metrics.map_err(|error| Error::Failed(format!("cannot serve metrics (operation.metrics_listen): {error}")))?;
     announce(server.addr());
     operation.run(&server).await;
+    mirrors.stop().await;
     tracing::info!("stopping; a second signal stops at once");
     let started = Instant::now();
     server.stop().await.map_err(|error| Error::Failed(format!("the last writes failed: {error}")))?;
     let stats = opened.stats();
     tracing::info!(events = stats.events, log_bytes = stats.log_bytes, took = ?started.elapsed(), "stopped");
     Ok(())
+}
+
+/// The relays that the settings name.
+fn mirrors(config: &Config) -> Result<Vec<Mirror>, Error> {
+    let mirror = |mirror: &config::Mirror| {
+        let key = Some(PathBuf::from(&mirror.key)).filter(|key| !key.as_os_str().is_empty());
+        let (url, filters) = (mirror.url.clone(), mirror.filters.clone());
+        let asked = SyncRequest { url, filters, direction: mirror.direction, private: mirror.private, key };
+        sync::mirror(&asked, config).map_err(|problem| config.refuse("mirror", problem).into())
+    };
+    config.mirror.iter().map(mirror).collect()
 }
 
 fn cannot_listen(addr: SocketAddr, error: &std::io::Error) -> Error {

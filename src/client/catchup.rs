@@ -142,7 +142,7 @@ impl Session {
             return Ok(Err(Refused::Unwilling("NIP-77 is not announced".to_owned())));
         }
         let items = self.items(filter).await?;
-        let (mut negotiation, opening) = Negotiation::open(subscription("neg"), filter, items);
+        let Ok((mut negotiation, opening)) = Negotiation::open(subscription("neg"), filter, items);
         self.link.send(opening).await?;
         loop {
             let incoming = self.link.next_within(self.answer_timeout).await?;
@@ -376,7 +376,7 @@ fn uploadable(
 }
 
 /// The part of a scope that deletes: it is made equal first.
-fn deletions_in(scope: &Filter) -> Option<Filter> {
+pub(super) fn deletions_in(scope: &Filter) -> Option<Filter> {
     let deleting = [Kind::DELETION, Kind::VANISH];
     let kinds: Vec<Kind> = match &scope.kinds {
         Some(kinds) => kinds.iter().copied().filter(|kind| deleting.contains(kind)).collect(),

@@ -25,11 +25,13 @@ pub mod keys;
 pub mod link;
 pub mod links;
 pub mod local;
+pub mod mirrors;
 pub mod outbox;
 pub mod profile;
 pub mod reconcile;
 pub mod routing;
 pub mod session;
 pub mod status;
+pub mod stream;
 
 pub use app::{Client, ClientError};

@@ -139,7 +139,9 @@ impl DurableOutbox {
     }
 
     fn make_room(&mut self, bytes: u64) -> Result<(), OutboxError> {
-        if self.journal.bytes() + bytes > self.bytes_max {
+        // A full outbox must not be written anew for each write that it refuses.
+        let worth_it = (self.bytes_max / 16).min(SHORTEN_BYTES_MIN);
+        if self.journal.bytes() + bytes > self.bytes_max && self.journal.bytes() > self.shortest_bytes + worth_it {
             self.shorten()?;
         }
         let used_bytes = self.journal.bytes();

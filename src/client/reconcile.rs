@@ -3,10 +3,12 @@
 //! In: what a filter matches here, and the relay's messages. Out: the messages to be sent, then the [`Difference`].
 //! Pure: whoever has the link sends and receives, and may do other things in between.
 
+use std::fmt::Display;
+
 use crate::protocol::item::Item;
 use crate::protocol::relay_message::{RelayMessage, prefix};
 use crate::protocol::{EventId, Filter, SubscriptionId, message};
-use crate::sync::reconcile::{self, Exchange, Failure, Side, Step};
+use crate::sync::reconcile::{self, Exchange, Failure, Set, Side, Step};
 
 /// Bytes of one message in either direction; in hex it is twice as long.
 const FRAME_BYTES_MAX: usize = 250_000;
@@ -48,20 +50,23 @@ pub enum Turn {
 
 /// A reconciliation under way.
 #[derive(Debug)]
-pub struct Negotiation {
+pub struct Negotiation<S = Vec<Item>> {
     id: SubscriptionId,
-    items: Vec<Item>,
+    set: S,
     difference: Difference,
     rounds: usize,
 }
 
-impl Negotiation {
-    /// Begins one; the message opens it at the relay. `items` is all that the filter matches here, in order.
-    pub fn open(id: SubscriptionId, filter: &Filter, mut items: Vec<Item>) -> (Negotiation, String) {
-        let Ok(first) = reconcile::begin(&mut items);
+impl<S: Set<Error: Display>> Negotiation<S> {
+    /// Begins one; the message opens it at the relay. `set` is all that the filter matches here.
+    ///
+    /// # Errors
+    /// When the set cannot be read.
+    pub fn open(id: SubscriptionId, filter: &Filter, mut set: S) -> Result<(Negotiation<S>, String), S::Error> {
+        let first = reconcile::begin(&mut set)?;
         let asked = Filter { limit: None, ..filter.clone() }.to_json();
         let message = message::neg_open(&id, &asked, &first);
-        (Negotiation { id, items, difference: Difference::default(), rounds: 0 }, message)
+        Ok((Negotiation { id, set, difference: Difference::default(), rounds: 0 }, message))
     }
 
     /// Takes what the relay says; `None` if it is about something else.
@@ -106,10 +111,11 @@ impl Negotiation {
         let exchange = Exchange::new(Side::Initiator, message, FRAME_BYTES_MAX);
         let mut exchange = exchange.map_err(|malformed| format!("{malformed:?}"))?;
         loop {
-            match exchange.step(&mut self.items) {
+            match exchange.step(&mut self.set) {
                 Ok(Step::More) => {}
                 Ok(Step::Done) => break,
                 Err(Failure::Malformed(malformed)) => return Err(format!("{malformed:?}")),
+                Err(Failure::Set(error)) => return Err(error.to_string()),
             }
         }
         self.difference.have.append(&mut exchange.have);
@@ -183,7 +189,7 @@ mod tests {
         let ours = set((0..3_000).filter(|number| number % 7 != 0));
         let mut theirs = set((0..3_000).filter(|number| number % 11 != 0));
         let id = SubscriptionId::new("n").unwrap();
-        let (mut negotiation, mut message) = Negotiation::open(id, &Filter::default(), ours.clone());
+        let (mut negotiation, mut message) = Negotiation::open(id, &Filter::default(), ours.clone()).unwrap();
         let difference = loop {
             match negotiation.take(&answer(&mut theirs, &message)).unwrap() {
                 Turn::Say(next) => message = next,
@@ -206,7 +212,7 @@ mod tests {
     /// Refusals are told apart, other subscriptions' messages are left alone, garbage ends it.
     #[test]
     fn t40_refusals_and_garbage() {
-        let begin = || Negotiation::open(SubscriptionId::new("n").unwrap(), &Filter::default(), Vec::new()).0;
+        let begin = || Negotiation::open(SubscriptionId::new("n").unwrap(), &Filter::default(), Vec::new()).unwrap().0;
         let err = |text: &str| RelayMessage::NegErr { id: "n".to_owned(), text: text.to_owned() };
         for (said, expected) in [
             (err("blocked: 500000"), Refused::TooMany("blocked: 500000".to_owned())),

@@ -27,10 +27,17 @@ pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
     check_budget(config)?;
     check_shares(config)?;
     check_rules(config)?;
+    super::mirror::check(config)?;
     super::access::check(config)?;
     super::client::check(config)?;
     super::postgres::check(config)?;
     check_relations(config)?;
+    if let Err(error) = config.tls.addr() {
+        return Err(config.refuse("tls.listen", format!("{error}; an address and a port, or \"\"")));
+    }
+    if let Some(key) = config.tls.missing() {
+        return Err(config.refuse(key, "must name a file where tls.listen names an address"));
+    }
     if let Err(error) = config.operation.metrics_addr() {
         return Err(config.refuse("operation.metrics_listen", format!("{error}; an address and a port, or \"\"")));
     }

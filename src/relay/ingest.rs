@@ -22,6 +22,9 @@ pub enum Source {
     Operator,
     /// The operator brings it in while no relay runs; it may be dated at any time too.
     Import,
+    /// It comes from another relay with which the operator keeps this one equal. It was written for that one and may be
+    /// old, so proofs that a client owes are not asked for, nor is it refused for its age.
+    Mirror,
 }
 
 /// Who hands an event in, as far as the relay knows. Cheap to clone.
@@ -39,6 +42,11 @@ impl Sender {
     /// The operator, at the command line.
     pub fn import() -> Self {
         Sender { source: Source::Import, keys: Arc::default(), ip: None }
+    }
+
+    /// Another relay.
+    pub fn mirror() -> Self {
+        Sender { source: Source::Mirror, keys: Arc::default(), ip: None }
     }
 
     /// A client at this address that has proven these keys.
@@ -171,7 +179,10 @@ impl Ingest {
             self.check_access(&event, sender)?;
         }
         if sender.source != Source::Import {
-            self.check_date(event.created_at, now)?;
+            self.check_ahead(event.created_at, now)?;
+            if sender.source != Source::Mirror {
+                self.check_behind(event.created_at, now)?;
+            }
             // Here and not only at the store, where it would cost a batch's deletions too. An import is to end instead.
             if !event.kind.is_ephemeral() && !self.store.has_room_for(event.kind) {
                 return Err(Rejection::QuotaUsedUp);
@@ -206,14 +217,15 @@ impl Ingest {
         Ok(())
     }
 
-    fn check_date(&self, created_at: u64, now: u64) -> Result<(), Rejection> {
-        let limits = &self.config.load().limits;
+    fn check_ahead(&self, created_at: u64, now: u64) -> Result<(), Rejection> {
         let ahead_secs = created_at.saturating_sub(now);
-        if ahead_secs > limits.created_at_ahead_secs_max {
-            return Err(Rejection::TooFarAhead { ahead_secs, secs_max: limits.created_at_ahead_secs_max });
-        }
+        let secs_max = self.config.load().limits.created_at_ahead_secs_max;
+        if ahead_secs > secs_max { Err(Rejection::TooFarAhead { ahead_secs, secs_max }) } else { Ok(()) }
+    }
+
+    fn check_behind(&self, created_at: u64, now: u64) -> Result<(), Rejection> {
         let behind_secs = now.saturating_sub(created_at);
-        let secs_max = limits.created_at_behind_secs_max;
+        let secs_max = self.config.load().limits.created_at_behind_secs_max;
         if secs_max > 0 && behind_secs > secs_max {
             return Err(Rejection::TooFarBehind { behind_secs, secs_max });
         }
@@ -275,7 +287,7 @@ fn check_author_publishes(event: &Event, sender: &Sender) -> Result<(), Rejectio
     match sender.source {
         Source::Client if sender.keys.contains(&event.pubkey) => Ok(()),
         Source::Client if sender.keys.is_empty() => Err(Rejection::ProtectedNeedsAuth),
-        Source::Client => Err(Rejection::ProtectedForeign),
+        Source::Client | Source::Mirror => Err(Rejection::ProtectedForeign),
         // What others protect, the operator's commands leave out unless they are told otherwise.
         Source::Operator | Source::Import => Ok(()),
     }
@@ -350,6 +362,18 @@ mod tests {
         assert_eq!(import(author.event(1, 0, &[] as &[Vec<&str>], "")), Ok(()));
         assert_eq!(import(author.event(1, 0, &[vec!["-"]], "")), Ok(()));
         assert_eq!(import(author.event(22_242, 0, &[] as &[Vec<&str>], "")), Err(Rejection::ClientAuth));
+    }
+
+    /// What another relay gives may be of any age, but not of the future, and owes no proof that a client owes; what only
+    /// its author may publish stays away.
+    #[test]
+    fn t38_what_a_mirror_brings() {
+        let author = Author::new(1);
+        let mirror = |event| ingest().check(event, &Sender::mirror(), NOW).map(drop).map_err(|error| error.to_string());
+        let none: &[Vec<&str>] = &[];
+        assert_eq!(mirror(author.event(1, 0, none, "")), Ok(()));
+        assert!(mirror(author.event(1, NOW + 901, none, "")).unwrap_err().starts_with("invalid: created_at is 901 s"));
+        assert!(mirror(author.event(1, 0, &[vec!["-"]], "")).unwrap_err().starts_with("restricted: "));
     }
 
     /// Kind 22242 goes nowhere (T33); protected events and reposts that carry one are refused (T38).

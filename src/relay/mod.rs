@@ -15,6 +15,8 @@ pub mod plugin;
 pub mod policy;
 pub mod query;
 pub mod querylog;
+mod runqueue;
+pub mod side;
 pub mod sweeper;
 pub mod writer;
 
@@ -134,6 +136,11 @@ impl Relay {
     /// The settings in force, also after the next reload.
     pub fn live_config(&self) -> &Live {
         &self.config
+    }
+
+    /// What it stores.
+    pub(crate) fn store(&self) -> &Arc<dyn Store> {
+        &self.store
     }
 
     /// Who may write, and what was decided about that.
@@ -281,6 +288,7 @@ impl Relay {
     pub fn reload(&self, config: Config) {
         self.queries.log_from(config.operation.slow_query());
         self.config.replace(config);
+        self.policy.reload(self.config.load());
     }
 
     /// Figures about the store.

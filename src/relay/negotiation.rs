@@ -343,7 +343,7 @@ fn exchange_until<S: Set>(
 }
 
 /// The store's sums as the machine asks for them.
-struct BySums<'s>(&'s mut dyn Summed);
+pub(super) struct BySums<'s>(pub(super) &'s mut dyn Summed);
 
 impl Set for BySums<'_> {
     type Error = StoreError;
@@ -370,7 +370,7 @@ impl Set for BySums<'_> {
 }
 
 /// Time ascending, each event once, none at the time that stands for infinity.
-fn in_order(mut items: Vec<Item>) -> Vec<Item> {
+pub(super) fn in_order(mut items: Vec<Item>) -> Vec<Item> {
     items.retain(|item| item.created_at < u64::MAX);
     items.sort_unstable();
     items.dedup();

@@ -6,7 +6,6 @@
 //! subscription is dropping its rest. New queries go before resumed ones: short questions are answered quickly
 //! beside long ones.
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -17,6 +16,7 @@ use super::lock;
 use super::negotiation::Negotiation;
 use super::outbox::{Outbox, Outgoing, Serial};
 use super::querylog::{Finished, QueryFigures, QueryLog};
+use super::runqueue::{RunQueue, Work};
 use crate::config::Limits;
 use crate::protocol::event::author_in;
 use crate::protocol::hll::Hll;
@@ -26,9 +26,6 @@ use crate::store::{PageBudget, Position, Progress, Query, Row, Scan, Store, Stor
 
 /// Bytes of event JSON in one page; one event may exceed it.
 const PAGE_BYTES_MAX: usize = 64 * 1024;
-
-/// After so many new queries in a row a resumed one has its turn, so that none waits for ever.
-const NEW_IN_A_ROW_MAX: u32 = 8;
 
 /// What a query found, up to a pause or its end.
 #[derive(Debug)]
@@ -127,6 +124,11 @@ impl Job {
         let asked_at = query.now;
         let outbox = outbox.clone();
         Job { serial, outbox, task, stage: Stage::New(query), worked: Duration::ZERO, asked, asked_at, rows: 0 }
+    }
+
+    /// Whose question it is.
+    pub(super) fn connection(&self) -> u64 {
+        self.outbox.connection
     }
 
     /// The subscription or count that asked.
@@ -237,32 +239,6 @@ struct Shared {
     changed: Condvar,
 }
 
-/// What a thread works on for one turn.
-enum Work {
-    Query(Job),
-    Negotiation(Box<Negotiation>),
-}
-
-#[derive(Default)]
-struct RunQueue {
-    new: VecDeque<Work>,
-    resumed: VecDeque<Work>,
-    new_in_a_row: u32,
-    stopping: bool,
-}
-
-impl RunQueue {
-    fn next(&mut self) -> Option<Work> {
-        let resumed_first = self.new_in_a_row >= NEW_IN_A_ROW_MAX && !self.resumed.is_empty();
-        if !resumed_first && let Some(work) = self.new.pop_front() {
-            self.new_in_a_row += 1;
-            return Some(work);
-        }
-        self.new_in_a_row = 0;
-        self.resumed.pop_front()
-    }
-}
-
 impl Queries {
     /// Starts `threads` threads.
     ///
@@ -286,17 +262,17 @@ impl Queries {
         if job.asks_nothing() {
             return send(&job.outbox, job.serial, Vec::new(), job.end(Progress::Finished));
         }
-        self.shared.enqueue(|queue| queue.new.push_back(Work::Query(job)));
+        self.shared.enqueue(|queue| queue.begin(Work::Query(job)));
     }
 
     /// Goes on with a query whose last page was written.
     pub fn resume(&self, job: Job) {
-        self.shared.enqueue(|queue| queue.resumed.push_back(Work::Query(job)));
+        self.shared.enqueue(|queue| queue.resume(Work::Query(job)));
     }
 
     /// Has the next message of a reconciliation answered; the answer goes to its connection.
     pub fn negotiate(&self, negotiation: Box<Negotiation>) {
-        self.shared.enqueue(|queue| queue.new.push_back(Work::Negotiation(negotiation)));
+        self.shared.enqueue(|queue| queue.begin(Work::Negotiation(negotiation)));
     }
 
     /// From now on queries that run for longer are logged.
@@ -307,14 +283,14 @@ impl Queries {
     /// What queries have cost.
     pub fn figures(&self) -> QueryFigures {
         let queue = lock(&self.shared.queue);
-        let waiting = queue.new.len() + queue.resumed.len();
+        let waiting = queue.len();
         drop(queue);
         self.shared.log.figures(waiting)
     }
 
     /// Drops what waits and ends the threads, each after its current slice.
     pub fn stop(&self) {
-        self.shared.enqueue(|queue| *queue = RunQueue { stopping: true, ..RunQueue::default() });
+        self.shared.enqueue(|queue| *queue = RunQueue::stopped());
         self.shared.changed.notify_all();
         for thread in lock(&self.threads).drain(..) {
             if thread.join().is_err() {
@@ -364,7 +340,7 @@ impl Shared {
 
     fn negotiation_turn(&self, negotiation: Box<Negotiation>) {
         if let Some(rest) = negotiation.turn(&*self.store, self.slice, self.time_max) {
-            self.enqueue(|queue| queue.resumed.push_back(Work::Negotiation(rest)));
+            self.enqueue(|queue| queue.resume(Work::Negotiation(rest)));
         }
     }
 
@@ -395,7 +371,7 @@ impl Shared {
         };
         let goes_on = progress == Progress::Paused && job.worked < self.time_max;
         if goes_on && rows.is_empty() {
-            return self.enqueue(|queue| queue.resumed.push_back(Work::Query(job)));
+            return self.enqueue(|queue| queue.resume(Work::Query(job)));
         }
         let (outbox, serial) = (job.outbox.clone(), job.serial);
         let end = if goes_on {
@@ -601,22 +577,5 @@ mod tests {
             queries.begin(Job::count(&outbox, 2, filters(&["{}"]), everything(), NOW));
             assert!(matches!(page(&outbox).end, PageEnd::Count { count: 1.., approximate: true, .. }));
         }
-    }
-
-    /// New queries go first, but not for ever.
-    #[test]
-    fn resumed_queries_have_their_turn() {
-        let outbox = Outbox::new(1, 1 << 20);
-        let job = |serial| Work::Query(Job::count(&outbox, serial, Vec::new(), everything(), NOW));
-        let mut queue = RunQueue::default();
-        queue.resumed.push_back(job(100));
-        (0..20).for_each(|serial| queue.new.push_back(job(serial)));
-        let serial = |work| match work {
-            Work::Query(job) => job.serial,
-            Work::Negotiation(_) => unreachable!("only queries were queued"),
-        };
-        let order: Vec<Serial> = std::iter::from_fn(|| queue.next()).map(serial).collect();
-        assert_eq!(order.iter().position(|serial| *serial == 100), Some(NEW_IN_A_ROW_MAX as usize));
-        assert_eq!(order.len(), 21);
     }
 }

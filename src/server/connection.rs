@@ -233,6 +233,9 @@ impl Connection {
                 let queried = self.outbox.take_query_time();
                 let (message, conduct) =
                     self.meter.charge(ClientMessage::parse(&text), text.len(), queried, Instant::now());
+                if conduct == Conduct::Banned {
+                    return self.go_by(conduct);
+                }
                 let action = self.peer.handle(message);
                 self.act(action)?;
                 self.go_by(conduct)?;

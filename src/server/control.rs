@@ -8,6 +8,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,12 +22,14 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 
 use super::{Shared, admin, handover};
+use crate::config::Direction;
 use crate::protocol::Filter;
 use crate::relay::counters::Figures;
 use crate::relay::explain::Measured;
 use crate::relay::policy::admin::Call;
 use crate::relay::policy::methods::Caller;
 use crate::relay::querylog::QueryFigures;
+use crate::relay::side::Moved;
 use crate::store::StoreStats;
 use crate::store::compact::CompactReport;
 
@@ -68,6 +71,33 @@ pub enum Request {
     HandOver,
     /// The secret by which a WebSocket connection is the operator's: as the `Authorization` header, see [`crate::auth::pass`].
     Pass,
+    /// Make this relay and another one equal, once.
+    Sync(SyncRequest),
+}
+
+/// What is to be made equal with which relay.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyncRequest {
+    /// The other relay.
+    pub url: String,
+    /// Filters as JSON.
+    pub filters: Vec<String>,
+    /// Which way events go.
+    pub direction: Direction,
+    /// Whether private and protected events go too.
+    pub private: bool,
+    /// File with the secret key that is proven to the other relay.
+    pub key: Option<PathBuf>,
+}
+
+/// What makes this relay equal with others. The client does, whom the server does not know.
+pub trait Equals: Send + Sync {
+    /// Makes it equal; `told` gets the figures as they grow. Ends early when dropped.
+    fn sync(
+        &self,
+        asked: SyncRequest,
+        told: watch::Sender<Moved>,
+    ) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send>>;
 }
 
 /// A line of an answer. Any number of `progress`, then one of the others.
@@ -85,6 +115,8 @@ pub enum Answer {
     Report(Option<CompactReport>),
     /// The figures.
     Status(Box<Status>),
+    /// What was moved.
+    Moved(Moved),
     /// What a management call came to.
     Result(Value),
     /// Plans and costs, in the order of the filters.
@@ -214,6 +246,7 @@ async fn serve(socket: UnixStream, shared: Arc<Shared>) -> io::Result<()> {
     };
     match request {
         Request::Compact => compact(&mut write, shared).await,
+        Request::Sync(asked) => sync(&mut write, &shared, asked).await,
         Request::Pass => answer(&mut write, &Answer::Pass(shared.http.pass().text())).await,
         Request::Status => {
             // The writer may hold the figures for as long as a disk takes.
@@ -282,6 +315,29 @@ async fn compact(write: &mut OwnedWriteHalf, shared: Arc<Shared>) -> io::Result<
             },
             _ = every.tick() => {
                 let (done, total) = *progress.borrow();
+                answer(write, &Answer::Progress { done, total }).await?;
+            }
+        }
+    };
+    answer(write, &last).await
+}
+
+/// Makes the relay equal with another one. When the peer goes away it ends: a second command goes on with it.
+async fn sync(write: &mut OwnedWriteHalf, shared: &Shared, asked: SyncRequest) -> io::Result<()> {
+    let Some(equals) = shared.equals.get() else {
+        return answer(write, &Answer::Error("this relay does not reach out to others".to_owned())).await;
+    };
+    let (told, moved) = watch::channel(Moved::default());
+    let mut work = equals.sync(asked, told);
+    let mut every = tokio::time::interval(PROGRESS_EVERY);
+    let last = loop {
+        tokio::select! {
+            result = &mut work => match result {
+                Ok(()) => break Answer::Moved(*moved.borrow()),
+                Err(error) => break Answer::Error(error),
+            },
+            _ = every.tick() => {
+                let (done, total) = moved.borrow().progress();
                 answer(write, &Answer::Progress { done, total }).await?;
             }
         }

@@ -16,7 +16,6 @@ use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, Response, StatusCode, Version};
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
@@ -26,6 +25,7 @@ use super::deflate::{self, Agreed};
 use super::open::Open;
 use super::places::{Place, Places};
 use super::rate::Clients;
+use super::socket::Socket;
 use crate::auth::{Authority, Pass};
 use crate::config::Live;
 use crate::protocol::relay_info::RelayInfo;
@@ -53,7 +53,7 @@ pub struct Http {
 /// A socket that has shaken hands.
 pub struct Shaken {
     /// The socket.
-    pub socket: TcpStream,
+    pub socket: Socket,
     /// What the client sent behind its request.
     pub read: Bytes,
     /// How messages are compressed, if they are.
@@ -104,9 +104,14 @@ impl Http {
     }
 
     /// Serves the one request of a connection. Returns the socket if it asked for a WebSocket.
-    pub async fn serve(&self, socket: TcpStream, peer: SocketAddr) -> Option<Shaken> {
+    pub async fn serve(&self, socket: Socket, peer: SocketAddr) -> Option<Shaken> {
+        let is_encrypted = socket.is_encrypted();
         let slot = Slot::default();
-        let service = service_fn(async |request| {
+        let service = service_fn(async |mut request: Request<Incoming>| {
+            if is_encrypted {
+                // What a proxy in front would say.
+                request.headers_mut().insert("x-forwarded-proto", HeaderValue::from_static("https"));
+            }
             let mut response = self.answer(request, peer.ip(), &slot).await;
             if response.status() != StatusCode::SWITCHING_PROTOCOLS {
                 // hyper's own switch for this would also strip the upgrade of its `Connection` header.
@@ -123,7 +128,7 @@ impl Http {
             return None;
         }
         let (upgrade, deflate, client) = slot.into_inner().unwrap_or_else(PoisonError::into_inner)?;
-        let parts = upgrade.await.ok()?.downcast::<TokioIo<TcpStream>>().ok()?;
+        let parts = upgrade.await.ok()?.downcast::<TokioIo<Socket>>().ok()?;
         Some(Shaken { socket: parts.io.into_inner(), read: parts.read_buf, deflate, client })
     }
 

@@ -18,14 +18,17 @@ pub mod peer;
 pub mod places;
 pub mod rate;
 pub mod reader;
+pub mod socket;
 #[cfg(test)]
 mod tests;
+pub mod tls;
 pub mod wire;
 
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
@@ -38,11 +41,13 @@ use crate::relay::{Clock, Relay};
 use crate::store::Store;
 use crate::store::dir::free_bytes_at;
 use connection::Connection;
-use control::{Control, Queues, Status};
-use http::{Client, Http};
+use control::{Control, Equals, Queues, Status};
+use http::{Client, Http, Shaken};
 use open::Open;
 use places::Place;
 use rate::{Clients, Meter};
+use socket::Socket;
+use tls::{Tls, TlsError};
 
 /// Pause after the system refused a connection, usually for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -66,6 +71,8 @@ struct Shared {
     relay: Arc<Relay>,
     started: Instant,
     http: Http,
+    /// What makes this relay equal with others, once it is there.
+    equals: OnceLock<Arc<dyn Equals>>,
     clients: Arc<Clients>,
     /// The data directory, where there is one.
     dir: OnceLock<PathBuf>,
@@ -73,6 +80,8 @@ struct Shared {
     listener: std::net::TcpListener,
     /// Whether it was.
     handed_over: watch::Sender<bool>,
+    /// What speaks TLS on the second port, if there is one.
+    tls: Option<Arc<Tls>>,
     open: Arc<Open>,
 }
 
@@ -99,7 +108,9 @@ impl Server {
         listener.set_nonblocking(true)?;
         let addr = listener.local_addr()?;
         let passed_on = listener.try_clone()?;
-        let listener = TcpListener::from_std(listener)?;
+        let mut listeners = vec![Listener { socket: TcpListener::from_std(listener)?, tls: None }];
+        listeners.extend(encrypted(&config.tls).map_err(|error| io::Error::other(format!("[tls]: {error}")))?);
+        let tls = listeners.iter().find_map(|listener| listener.tls.clone());
         let relay = Arc::new(Relay::start(config, store, clock).map_err(io::Error::other)?);
         let (clients, open) = (Arc::new(Clients::new(Instant::now())), Arc::<Open>::default());
         let shared = Arc::new(Shared {
@@ -110,10 +121,12 @@ impl Server {
             listener: passed_on,
             handed_over: watch::Sender::new(false),
             clients,
+            tls,
             open,
+            equals: OnceLock::new(),
         });
         let (stop, stopping) = watch::channel(false);
-        let accepting = tokio::spawn(accept(listener, shared.clone(), stopping));
+        let accepting = tokio::spawn(accept(listeners, shared.clone(), stopping));
         tracing::info!(%addr, "listening");
         Ok(Server { addr, shared, stop, accepting, control: None })
     }
@@ -126,6 +139,17 @@ impl Server {
         let _ = self.shared.dir.set(dir.to_owned());
         self.control = Some(Control::start(dir, self.shared.clone(), self.stop.subscribe())?);
         Ok(())
+    }
+
+    /// The relay that is served.
+    pub fn relay(&self) -> &Arc<Relay> {
+        &self.shared.relay
+    }
+
+    /// From now on the operator's command to make this relay equal with another one is carried out by this. Only the
+    /// first call counts.
+    pub fn reach_out_by(&self, equals: Arc<dyn Equals>) {
+        let _ = self.shared.equals.set(equals);
     }
 
     /// Serves metrics where the settings say so; the address.
@@ -155,6 +179,14 @@ impl Server {
         let reloaded = config::reload(&self.config(), wanted)?;
         self.shared.relay.reload(reloaded.config.clone());
         Ok(reloaded)
+    }
+
+    /// Reads certificate and key again if their files have changed; whether they had.
+    ///
+    /// # Errors
+    /// When they cannot be used; the old certificate stays in use.
+    pub fn reload_certificate(&self) -> Result<bool, TlsError> {
+        self.shared.tls.as_ref().map_or(Ok(false), |tls| tls.reload())
     }
 
     /// Returns once another process has taken the listening socket over: this one is to stop.
@@ -198,25 +230,58 @@ impl Server {
     }
 }
 
-async fn accept(listener: TcpListener, shared: Arc<Shared>, mut stopping: watch::Receiver<bool>) -> JoinSet<()> {
+/// A port that is listened on.
+struct Listener {
+    socket: TcpListener,
+    tls: Option<Arc<Tls>>,
+}
+
+/// The encrypted port of the settings.
+fn encrypted(settings: &config::Tls) -> io::Result<Option<Listener>> {
+    let Some(addr) = settings.addr().map_err(io::Error::other)? else {
+        return Ok(None);
+    };
+    let tls = Tls::new(settings).map_err(io::Error::other)?;
+    let socket = std::net::TcpListener::bind(addr)?;
+    socket.set_nonblocking(true)?;
+    tracing::info!(addr = %socket.local_addr()?, "TLS is spoken");
+    Ok(Some(Listener { socket: TcpListener::from_std(socket)?, tls: Some(Arc::new(tls)) }))
+}
+
+/// The next connection on any of the ports, and what speaks TLS with it.
+async fn next(listeners: &[Listener]) -> io::Result<(TcpStream, SocketAddr, Option<Arc<Tls>>)> {
+    std::future::poll_fn(|cx| {
+        let accepted = listeners.iter().find_map(|listener| match listener.socket.poll_accept(cx) {
+            Poll::Ready(accepted) => Some(accepted.map(|(socket, peer)| (socket, peer, listener.tls.clone()))),
+            Poll::Pending => None,
+        });
+        accepted.map_or(Poll::Pending, Poll::Ready)
+    })
+    .await
+}
+
+async fn accept(listeners: Vec<Listener>, shared: Arc<Shared>, mut stopping: watch::Receiver<bool>) -> JoinSet<()> {
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            accepted = next(&listeners) => accepted,
             Some(_) = connections.join_next() => continue,
             _ = stopping.wait_for(|stop| *stop) => return connections,
         };
         match accepted {
-            Ok((socket, peer)) => {
+            Ok((socket, peer, tls)) => {
                 let connections_max = shared.relay.config().limits.connections_max;
                 match shared.http.admit(peer.ip(), Instant::now()) {
                     Some(place) if connections.len() < connections_max => {
-                        connections.spawn(serve(socket, place, peer, shared.clone(), stopping.clone()));
+                        let newcomer = Newcomer { socket, peer, tls, place };
+                        connections.spawn(serve(newcomer, shared.clone(), stopping.clone()));
                     }
                     _ => {
                         shared.relay.counters().turned_away.add(1);
                         tracing::debug!(connections = connections.len(), "a connection was refused for want of places");
-                        let _ = socket.try_write(FULL);
+                        if tls.is_none() {
+                            let _ = socket.try_write(FULL);
+                        }
                     }
                 }
             }
@@ -228,21 +293,39 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, mut stopping: watch:
     }
 }
 
-/// One connection, from its first byte to its last.
-async fn serve(
+/// A connection that has just been accepted.
+struct Newcomer {
     socket: TcpStream,
-    place: Place,
     peer: SocketAddr,
-    shared: Arc<Shared>,
-    mut stopping: watch::Receiver<bool>,
-) {
+    tls: Option<Arc<Tls>>,
+    place: Place,
+}
+
+/// From a bare socket to a WebSocket.
+async fn shake_hands(socket: TcpStream, tls: Option<Arc<Tls>>, peer: SocketAddr, http: &Http) -> Option<Shaken> {
+    let socket = match tls {
+        None => Socket::Plain(socket),
+        Some(tls) => match tls.accept(socket).await {
+            Ok(socket) => socket,
+            Err(error) => {
+                tracing::debug!(%error, "no TLS");
+                return None;
+            }
+        },
+    };
+    http.serve(socket, peer).await
+}
+
+/// One connection, from its first byte to its last.
+async fn serve(newcomer: Newcomer, shared: Arc<Shared>, mut stopping: watch::Receiver<bool>) {
+    let Newcomer { socket, peer, tls, place } = newcomer;
     // Answers must not wait for the client's acknowledgement of the one before.
     if let Err(error) = socket.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY was refused");
     }
     let timeout = shared.relay.config().limits.handshake_timeout();
     // The handshake is large and short: its memory goes when it is done.
-    let handshake = Box::pin(tokio::time::timeout(timeout, shared.http.serve(socket, peer)));
+    let handshake = Box::pin(tokio::time::timeout(timeout, shake_hands(socket, tls, peer, &shared.http)));
     // Who was accepted in the last moment still gets an answer.
     let last_handshakes = async {
         let _ = stopping.wait_for(|stop| *stop).await;

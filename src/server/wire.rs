@@ -8,11 +8,11 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::net::TcpStream;
 
 use super::deflate::Agreed;
 use super::frames::Frames;
 use super::reader::{Broken, Reader, Received};
+use super::socket::Socket;
 
 /// Bytes read from a socket in one go, into memory that all connections of a thread share.
 const READ_BYTES: usize = 16 * 1024;
@@ -30,7 +30,7 @@ const LINGER_READ_BYTES: usize = 4 * 1024;
 /// A socket with the frames that wait for it.
 #[derive(Debug)]
 pub struct Wire {
-    socket: TcpStream,
+    socket: Socket,
     reader: Reader,
     /// What is to be written.
     pub frames: Frames,
@@ -39,7 +39,7 @@ pub struct Wire {
 impl Wire {
     /// A socket with nothing to write, for messages of up to `message_bytes_max` bytes. `read` is what came behind the
     /// handshake.
-    pub fn new(socket: TcpStream, read: &Bytes, message_bytes_max: usize, deflate: Option<Agreed>) -> Self {
+    pub fn new(socket: Socket, read: &Bytes, message_bytes_max: usize, deflate: Option<Agreed>) -> Self {
         let mut reader = Reader::new(message_bytes_max, deflate.is_some());
         reader.push(read);
         Wire { socket, reader, frames: Frames::new(deflate) }
@@ -75,6 +75,10 @@ impl Wire {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             self.frames.advance(len);
+        }
+        // What is encrypted may wait in a buffer of its own.
+        if self.socket.is_encrypted() {
+            return Pin::new(&mut self.socket).poll_flush(cx);
         }
         Poll::Ready(Ok(()))
     }

@@ -170,6 +170,9 @@ impl Source for BufferedIndex {
     }
 }
 
+/// For how many matches a filter without a limit is explained.
+const EXPLAINED_LIMIT: usize = 500;
+
 impl Store for EmbeddedStore {
     fn apply(&self, batch: &[Verified<Event>], now: u64) -> Result<Applied, StoreError> {
         if !batch.iter().all(|event| self.keeper.has_room_for(event.kind)) {
@@ -240,7 +243,8 @@ impl Store for EmbeddedStore {
     }
 
     fn explain(&self, filter: &Filter) -> Explanation {
-        Explanation::of(filter)
+        let limit = filter.limit.map_or(EXPLAINED_LIMIT, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
+        Explanation::estimated(filter, &self.files().estimates(filter, limit))
     }
 
     fn summed(&self, query: &Query, make: bool) -> Result<Option<Box<dyn Summed>>, StoreError> {

@@ -13,8 +13,9 @@ use crate::protocol::supersede::is_expired;
 use crate::protocol::{EventId, Filter, PublicKey, Visibility};
 
 use super::embedded::Files;
+use super::estimate::{Estimate, estimate};
 use super::merge::{Candidate, Merge};
-use super::plan::{Plan, plan};
+use super::plan::{Plan, plan, rivals};
 use super::record::{Record, StoredEvent};
 use super::scan::{Match, Source, UnionScan};
 use super::schema::{Place, Prefix};
@@ -51,9 +52,22 @@ struct View {
 pub(super) enum EmbeddedMatches {
     Ranges(Merge),
     /// By id: to be looked up, then in order.
-    Ids(Vec<EventId>),
+    LookUp(LookUp),
     Places(std::vec::IntoIter<Place>),
 }
+
+/// Ids that are being looked up.
+#[derive(Default)]
+pub(super) struct LookUp {
+    ids: Vec<EventId>,
+    /// Places in answer order, once there are no more ids. Places and not events: a thousand ids may be a thousand large
+    /// events.
+    found: Vec<((std::cmp::Reverse<u64>, EventId), Place)>,
+}
+
+/// Stretches that are opened, or ids that are looked up, in one step: each costs about as much as ten candidates, and the
+/// clock is looked at once in so many steps.
+const OPENED_A_STEP: usize = 4;
 
 impl EmbeddedScan {
     /// Begins a query of these files.
@@ -62,7 +76,9 @@ impl EmbeddedScan {
         let before = query.before.map_or(u64::MAX, offset);
         let (asked_by, former) = (None, RefCell::default());
         let view = View { now: query.now, before, with_json: true, visible: query.visible, asked_by, former };
-        UnionScan::new(query.wanted, Context { files, view, buffer: Vec::new() }, EmbeddedMatches::of)
+        let at = files.clone();
+        let source = |wanted: &Wanted| EmbeddedMatches::of(wanted, &at);
+        UnionScan::new(query.wanted, Context { files, view, buffer: Vec::new() }, source)
     }
 
     /// Has settings judged by what this filter asks for, whatever the streams' own filters add to find things.
@@ -73,12 +89,14 @@ impl EmbeddedScan {
 }
 
 impl EmbeddedMatches {
-    fn of(wanted: &Wanted) -> Self {
+    fn of(wanted: &Wanted, files: &Files) -> Self {
         let (since, until) = (wanted.filter.since.unwrap_or(0), wanted.filter.until.unwrap_or(u64::MAX));
         match plan(&wanted.filter) {
-            Plan::Nothing => EmbeddedMatches::Ids(Vec::new()),
-            Plan::Ids(ids) => EmbeddedMatches::Ids(ids.to_vec()),
+            Plan::Nothing => EmbeddedMatches::LookUp(LookUp::default()),
+            Plan::Ids(ids) => EmbeddedMatches::LookUp(LookUp { ids: ids.to_vec(), found: Vec::new() }),
             Plan::Ranges(stretches) => {
+                let cheapest = files.estimates(&wanted.filter, wanted.limit).into_iter().next();
+                let stretches = cheapest.map_or(stretches, |cheapest| cheapest.stretches);
                 let prefixes = stretches.into_iter().map(Prefix::of).collect();
                 EmbeddedMatches::Ranges(Merge::new(prefixes, since, until))
             }
@@ -97,16 +115,20 @@ impl Source for EmbeddedMatches {
         ready: &mut VecDeque<Match>,
     ) -> Result<bool, StoreError> {
         let Context { files, view, buffer } = context;
-        if let EmbeddedMatches::Ids(ids) = self {
-            let places = places_in_order(std::mem::take(ids), files, buffer)?;
-            *self = EmbeddedMatches::Places(places.into_iter());
-        }
         match self {
+            EmbeddedMatches::LookUp(look_up) => {
+                if let Some(places) = look_up.step(files, buffer)? {
+                    *self = EmbeddedMatches::Places(places.into_iter());
+                }
+            }
             EmbeddedMatches::Places(places) => {
                 let Some(place) = places.next() else { return Ok(false) };
                 ready.extend(files.read_match(place, filter, view, buffer));
             }
             EmbeddedMatches::Ranges(merge) => {
+                if !merge.open(OPENED_A_STEP, &files.index)? {
+                    return Ok(true);
+                }
                 let Some(first) = merge.next(&files.index)? else { return Ok(false) };
                 let read = |candidate: Candidate, buffer: &mut Vec<u8>| {
                     let kind_fits = filter.kinds.as_ref().is_none_or(|kinds| kinds.contains(&candidate.kind));
@@ -119,7 +141,6 @@ impl Source for EmbeddedMatches {
                 }
                 ready.make_contiguous().sort_by_key(Match::order);
             }
-            EmbeddedMatches::Ids(_) => {}
         }
         Ok(true)
     }
@@ -129,25 +150,29 @@ impl Source for EmbeddedMatches {
     }
 }
 
-/// Looks ids up and puts the places of those that are there in answer order; whether they match is found out when they are
-/// read. Holds places, not events: a thousand ids may be a thousand large events.
-fn places_in_order(ids: Vec<EventId>, files: &Files, buffer: &mut Vec<u8>) -> Result<Vec<Place>, StoreError> {
-    let mut found = Vec::new();
-    for id in ids {
-        let Some(place) = files.place_of(&id)? else { continue };
-        let created_at = match files.log.read_packed(place.offset, place.read_len(), buffer) {
-            Ok((Record::Put(event), _)) => event.created_at,
-            Ok((Record::Packed(packed), _)) => packed.header.created_at,
-            Ok(_) => continue, // erased since it was looked up
-            Err(error) => {
-                tell_unreadable(&error);
-                continue;
-            }
-        };
-        found.push(((std::cmp::Reverse(created_at), id), place));
+impl LookUp {
+    /// Looks some of the ids up; the places of all that are there once there are no more. Whether they match is found out
+    /// when they are read.
+    fn step(&mut self, files: &Files, buffer: &mut Vec<u8>) -> Result<Option<Vec<Place>>, StoreError> {
+        for _ in 0..OPENED_A_STEP {
+            let Some(id) = self.ids.pop() else {
+                self.found.sort_unstable_by_key(|(order, _)| *order);
+                return Ok(Some(std::mem::take(&mut self.found).into_iter().map(|(_, place)| place).collect()));
+            };
+            let Some(place) = files.place_of(&id)? else { continue };
+            let created_at = match files.log.read_packed(place.offset, place.read_len(), buffer) {
+                Ok((Record::Put(event), _)) => event.created_at,
+                Ok((Record::Packed(packed), _)) => packed.header.created_at,
+                Ok(_) => continue, // erased since it was looked up
+                Err(error) => {
+                    tell_unreadable(&error);
+                    continue;
+                }
+            };
+            self.found.push(((std::cmp::Reverse(created_at), id), place));
+        }
+        Ok(None)
     }
-    found.sort_unstable_by_key(|(order, _)| *order);
-    Ok(found.into_iter().map(|(_, place)| place).collect())
 }
 
 fn tell_unreadable(error: &StoreError) {
@@ -166,6 +191,14 @@ impl View {
 }
 
 impl Files {
+    /// What the indexes cost that a filter can be looked up in, the cheapest first; empty where the rules of the plan do
+    /// without, or the index cannot be read, which the query finds out by itself.
+    pub(super) fn estimates<'f>(&self, filter: &'f Filter, limit: usize) -> Vec<Estimate<'f>> {
+        let Some(indexes) = rivals(filter) else { return Vec::new() };
+        let bounds = (filter.since.unwrap_or(0), filter.until.unwrap_or(u64::MAX));
+        estimate(indexes, bounds, limit, &self.index).unwrap_or_default()
+    }
+
     /// The versions of an author's settings that another one names. None where the index cannot be read, which the query
     /// finds out by itself.
     pub(super) fn former_versions(&self, author: &PublicKey) -> HashSet<EventId> {
@@ -209,5 +242,42 @@ impl Files {
             Cow::Owned(json) => Bytes::from(json),
         };
         Some(Match { created_at, id, json })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::time::Instant;
+
+    use super::*;
+    use crate::store::testing::{note, open};
+    use crate::store::{PageBudget, Progress, Store};
+
+    /// Thousands of ids are looked up in portions: a turn that is over before it begins does a bounded part, and in the end
+    /// nothing is missing or out of order.
+    #[test]
+    fn looking_up_many_ids_can_rest() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(dir.path());
+        let notes: Vec<_> = (0..40).map(|n| note(1_000 + n, "")).collect();
+        store.apply(&notes, 2_000).unwrap();
+        let unknown = (0..2_000u16).map(|n| EventId(std::array::from_fn(|at| (n >> (at % 2 * 8)) as u8)));
+        let mut ids: Vec<EventId> = unknown.chain(notes.iter().map(|note| note.id)).collect();
+        ids.sort_unstable();
+        let filter = Filter { ids: Some(ids), ..Filter::default() };
+        let wanted = vec![Wanted { filter, limit: 100, whole_seconds: false }];
+        let query = Query { wanted, now: 2_000, before: None, visible: Visibility::everything() };
+        let mut scan = store.scan(query).unwrap();
+        let (mut rows, mut turns) = (Vec::new(), 1);
+        while scan.page(PageBudget { bytes_max: usize::MAX, until: Instant::now() }, &mut rows).unwrap()
+            == Progress::Paused
+        {
+            turns += 1;
+        }
+        assert!(turns >= 2_000 / (32 * OPENED_A_STEP), "{turns} turns");
+        let times: Vec<u64> = rows.iter().map(|row| row.created_at).collect();
+        assert_eq!(times, (1_000..1_040).rev().collect::<Vec<_>>());
     }
 }

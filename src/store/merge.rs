@@ -96,6 +96,19 @@ impl Merge {
         Ok(None)
     }
 
+    /// Opens up to `stretches` more stretches; whether all are open. What is not opened by this, [`Merge::next`] opens in
+    /// one go: thousands of stretches take longer than a turn may.
+    ///
+    /// # Errors
+    /// As [`Merge::next`].
+    pub fn open(&mut self, stretches: usize, source: &impl Source) -> Result<bool, IndexError> {
+        for _ in 0..stretches.min(self.cursors.len() - self.opened) {
+            self.advance(self.opened, source)?;
+            self.opened += 1;
+        }
+        Ok(self.opened == self.cursors.len())
+    }
+
     /// The position of the next entry, without taking it. It may be one that [`Merge::next`] passes over as a repeat.
     ///
     /// # Errors
@@ -133,5 +146,36 @@ impl Cursor {
         let entries: Vec<_> = found.iter().filter_map(|(key, value)| Some((prefix.suffix_of(key)?, *value))).collect();
         self.entries = entries.into_iter();
         Ok(self.entries.next())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    /// An empty index that counts how often it is asked.
+    struct Counting(Cell<usize>);
+
+    impl Source for Counting {
+        fn scan(&self, _: &[u8], _: &[u8], _: usize, _: &mut Vec<(Key, Value)>) -> Result<(), IndexError> {
+            self.0.set(self.0.get() + 1);
+            Ok(())
+        }
+    }
+
+    /// A thousand stretches are opened in portions, each once, so that a query with many of them can rest in between.
+    #[test]
+    fn stretches_are_opened_in_portions() {
+        let (source, prefixes) = (Counting(Cell::new(0)), (0..1_000).map(|kind| Prefix::kind(Kind(kind))));
+        let mut merge = Merge::new(prefixes.collect(), 0, u64::MAX);
+        for opened in 1..=250 {
+            assert_eq!(merge.open(4, &source).expect("it can be read"), opened == 250);
+            assert_eq!(source.0.get(), opened * 4);
+        }
+        assert!(merge.open(4, &source).expect("it can be read"));
+        assert_eq!(merge.next(&source).expect("it can be read"), None);
+        assert_eq!(source.0.get(), 1_000);
     }
 }

@@ -8,6 +8,7 @@ pub mod compact;
 pub mod damage;
 pub mod dir;
 pub mod embedded;
+pub mod estimate;
 pub mod explain;
 pub mod fault;
 mod files;

@@ -64,6 +64,31 @@ pub fn plan(filter: &Filter) -> Plan<'_> {
     Plan::Ranges(ranges.unwrap_or_else(|| vec![Stretch::Time]))
 }
 
+/// From so many stretches on, opening them costs more than most answers.
+const MANY_STRETCHES: usize = 16;
+
+/// The indexes that `filter` can be looked up in, the one that [`plan`] chooses first; `None` where its rules do well
+/// enough without looking at what is stored, as they do for nearly all questions.
+pub fn rivals(filter: &Filter) -> Option<Vec<Vec<Stretch<'_>>>> {
+    let Plan::Ranges(chosen) = plan(filter) else { return None };
+    let is_narrow = match chosen.first()? {
+        Stretch::Tag(letter, _) => refers_to_one_thing(*letter),
+        Stretch::Author(_) | Stretch::AuthorKind(..) => filter.tags.is_empty(),
+        Stretch::Kind(_) | Stretch::Time => return None,
+    };
+    if is_narrow && chosen.len() < MANY_STRETCHES {
+        return None;
+    }
+    let by_tags = filter.tags.iter().map(|condition| {
+        condition.values.iter().map(|value| Stretch::Tag(condition.letter, value)).collect::<Vec<_>>()
+    });
+    let by_kind = filter.kinds.as_ref().map(|kinds| kinds.iter().map(|kind| Stretch::Kind(*kind)).collect());
+    let by_time = filter.kinds.is_none().then(|| vec![Stretch::Time]);
+    let others = by_author(filter).into_iter().chain(by_tags).chain(by_kind).chain(by_time);
+    let others: Vec<_> = others.filter(|other| *other != chosen).collect();
+    Some(std::iter::once(chosen).chain(others).collect())
+}
+
 /// Tags whose value is one event, address or identifier.
 fn refers_to_one_thing(letter: TagLetter) -> bool {
     matches!(letter.as_byte(), b'e' | b'E' | b'a' | b'A' | b'q' | b'd' | b'i' | b'I' | b'x')
@@ -111,5 +136,31 @@ mod tests {
         assert_eq!(plan(&Filter::from_json(r#"{"kinds":[]}"#).expect("good")), Plan::Nothing);
         let ids = Filter::from_json(&format!(r#"{{"ids":["{hex}"],"kinds":[1]}}"#)).expect("good");
         assert_eq!(plan(&ids), Plan::Ids(&[EventId([0xab; 32])]));
+    }
+
+    /// The rules are enough for most questions; where they are not, every index that holds all matches is in question.
+    #[test]
+    fn rivals_are_sought_where_the_rules_do_not_tell() {
+        let hex = |n: u8| format!("{n:02x}").repeat(32);
+        let authors = |count| (0..count).map(|n| format!("\"{}\"", hex(n))).collect::<Vec<_>>().join(",");
+        let names = |json: &str| {
+            let filter = Filter::from_json(json).expect(json);
+            let indexes = rivals(&filter)?;
+            assert_eq!(Plan::Ranges(indexes[0].clone()), plan(&filter));
+            Some(indexes.iter().map(|stretches| stretches[0].index()).collect::<Vec<_>>())
+        };
+        let one_thing = format!("{{\"#e\":[\"{}\"],\"kinds\":[1]}}", hex(1));
+        for json in ["{}", r#"{"kinds":[1]}"#, r#"{"ids":[]}"#, &one_thing] {
+            assert_eq!(names(json), None, "{json}");
+        }
+        assert_eq!(names(&format!("{{\"authors\":[{}],\"kinds\":[1]}}", authors(15))), None);
+        let many = names(&format!("{{\"authors\":[{}],\"kinds\":[1]}}", authors(16)));
+        assert_eq!(many, Some(vec!["author and kind", "kind"]));
+        let kindless = names(&format!("{{\"authors\":[{}]}}", authors(16)));
+        assert_eq!(kindless, Some(vec!["author", "time"]));
+        let topic = names(r##"{"kinds":[30023],"#t":["x"]}"##);
+        assert_eq!(topic, Some(vec!["tag", "kind"]));
+        let both = names(&format!("{{\"authors\":[{}],\"#p\":[\"{}\"],\"kinds\":[1]}}", authors(1), hex(9)));
+        assert_eq!(both, Some(vec!["author and kind", "tag", "kind"]));
     }
 }

@@ -124,7 +124,7 @@ mod tests {
         let secret = |number| std::array::from_fn(|at| if at == 31 { number } else { 0 });
         let cipher = Nip44::new(&secret(1), move || secret(1)).expect("a valid key");
         let other = Nip44::new(&secret(2), || [0; 32]).expect("a valid key");
-        let payload = "AgAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAABee0G5VSK0/9YypIObAtDKfYEAjD35uVkHyB0F4DwrcNaCXlCWZKaArsGrY6M9wnuTMxWfp1RTN9Xga8no+kF5Vsb";
+        let payload = "AgAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAABee0G5VSK0/9YypIObAtDKfYEAjD35uVkHyB0F4DwrcNaCXlCWZKaArsGrY6M9wnuTMxWfp1RTN9Xga8no+kF5Vsb";
         assert_eq!(cipher.seal(&other.pubkey(), "a").as_deref(), Ok(payload));
         assert_eq!(other.open(&cipher.pubkey(), payload).as_deref(), Some("a"));
     }

@@ -158,3 +158,121 @@ fn raise<K: Ord>(map: &mut BTreeMap<K, u64>, key: K, until: u64) -> bool {
     }
     true
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use proptest::sample::Index;
+
+    use super::*;
+    use crate::protocol::Verified;
+    use crate::protocol::testing::{NOW, sign};
+    use crate::store::Store;
+    use crate::store::memory::MemoryStore;
+
+    /// A version of one of two addresses, or a request that names an address or any event before it.
+    #[derive(Clone, Debug)]
+    enum Made {
+        Version { d: bool, second: u64, text: u8 },
+        DeleteAddress { d: bool, second: u64 },
+        DeleteId { of: Index, second: u64 },
+    }
+
+    fn made() -> impl Strategy<Value = Made> {
+        let second = || 0..4_u64;
+        prop_oneof![
+            6 => (any::<bool>(), second(), 0..3_u8).prop_map(|(d, second, text)| Made::Version { d, second, text }),
+            1 => (any::<bool>(), second()).prop_map(|(d, second)| Made::DeleteAddress { d, second }),
+            2 => (any::<Index>(), second()).prop_map(|(of, second)| Made::DeleteId { of, second }),
+        ]
+    }
+
+    fn events(made: &[Made]) -> Vec<Verified<Event>> {
+        let mut events: Vec<Verified<Event>> = Vec::new();
+        let me = sign(1, 1, NOW, &[], "").pubkey;
+        let name = |d: bool| if d { "x" } else { "y" };
+        for made in made {
+            let event = match made {
+                Made::Version { d, second, text } => {
+                    sign(1, 30_001, NOW + second, &[&["d", name(*d)]], &text.to_string())
+                }
+                Made::DeleteAddress { d, second } => {
+                    sign(1, 5, NOW + second, &[&["a", &format!("30001:{me}:{}", name(*d))]], "")
+                }
+                Made::DeleteId { of, second } => {
+                    let target = if events.is_empty() { EventId([7; 32]) } else { of.get(&events).id };
+                    sign(1, 5, NOW + second, &[&["e", &target.to_hex()]], "")
+                }
+            };
+            events.push(event);
+        }
+        events
+    }
+
+    #[derive(Clone, Default)]
+    struct State {
+        slots: Slots<EventId>,
+        deletions: Deletions,
+    }
+
+    impl State {
+        fn of<'e>(events: impl IntoIterator<Item = &'e Verified<Event>>) -> State {
+            let mut state = State::default();
+            for event in events {
+                match Address::of(event) {
+                    Some(address) => {
+                        _ = state.slots.put(address, Version::of(event), event.id, &state.deletions);
+                    }
+                    None if state.deletions.take(event) => _ = state.slots.obey(&state.deletions),
+                    None => {}
+                }
+            }
+            state
+        }
+
+        fn merged(mut self, other: State) -> State {
+            self.deletions.merge(other.deletions);
+            self.slots.merge(other.slots, &self.deletions);
+            self
+        }
+
+        fn ids(&self) -> Vec<EventId> {
+            let mut ids: Vec<EventId> = self.slots.iter().map(|(_, id)| *id).collect();
+            ids.sort();
+            ids
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, cases: 200, ..ProptestConfig::default() })]
+
+        /// Laws 1 to 5 for versions and deletions: what stays is what a relay keeps, in any order, split and merged in any way.
+        #[test]
+        fn law_4_what_stays_is_what_a_relay_keeps(made in vec(made(), 0..14), salts in vec(any::<u64>(), 14)) {
+            let events = events(&made);
+            let relay = MemoryStore::new();
+            relay.apply(&events, NOW).unwrap();
+            let here = State::of(&events);
+            let mut kept: Vec<EventId> = events
+                .iter()
+                .filter(|event| Address::of(event).is_some() && relay.contains(&event.id).unwrap())
+                .map(|event| event.id)
+                .collect();
+            kept.sort();
+            kept.dedup();
+            prop_assert_eq!(here.ids(), kept);
+            let mut mixed: Vec<(u64, &Verified<Event>)> = salts.iter().copied().zip(&events).collect();
+            mixed.sort_by_key(|(salt, _)| *salt);
+            prop_assert_eq!(State::of(mixed.iter().map(|(_, event)| *event)).ids(), here.ids());
+            let part = |wanted: u64| State::of(mixed.iter().filter(|(salt, _)| salt % 3 == wanted).map(|(_, event)| *event));
+            let (a, b, c) = (part(0), part(1), part(2));
+            let left = a.clone().merged(b.clone()).merged(c.clone());
+            prop_assert_eq!(left.ids(), here.ids());
+            prop_assert_eq!(c.clone().merged(a.clone()).merged(b.clone()).ids(), here.ids());
+            prop_assert_eq!(a.clone().merged(b.merged(c)).ids(), here.ids());
+            prop_assert_eq!(left.clone().merged(left.clone()).merged(a).ids(), here.ids());
+        }
+    }
+}

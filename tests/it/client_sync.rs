@@ -211,7 +211,9 @@ async fn a_conflict_of_settings_is_seen_and_merged() {
     let (first, second) = (relay().await, relay().await);
     let [a, b] = [&first, &second].map(|relay| Device::new(1, &[&url(relay)]));
     let heads = |device: &Device| device.profile().see(|all, _| all.settings.heads().count()).unwrap();
+    // Each knows something that the other does not: no head says it all.
     set(&a, "theme", "dark");
+    set(&a, "size", "large");
     a.sync().await;
     set(&b, "theme", "light");
     b.sync().await;
@@ -261,4 +263,49 @@ fn set(device: &Device, name: &str, value: &str) {
 
 fn theme(device: &Device) -> Option<serde_json::Value> {
     device.profile().see(|all, _| all.settings.fields().get("theme").cloned()).unwrap()
+}
+
+/// An app's view: what one device writes in a chat, the other is told of and sees, while both are online; a status says
+/// when all has arrived.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_app_sees_what_another_device_writes() {
+    use sledge::client::Client;
+    use sledge::client::keys::Keys;
+    use sledge::client::profile::ProfileOptions;
+
+    use super::support::client::{PATIENCE, soon};
+
+    let relay = relay().await;
+    let dirs = [(), ()].map(|()| tempfile::tempdir().unwrap());
+    let open = |dir: &tempfile::TempDir| {
+        let options = ProfileOptions {
+            dir: dir.path().to_owned(),
+            relays: vec![url(&relay)],
+            training_relays: Vec::new(),
+            outbox_bytes_max: 1 << 20,
+            memory_bytes: 1 << 20,
+        };
+        let keys = Keys::from_secret_bytes([1; 32]).unwrap();
+        Client::open(&options, keys, device::quick(), World::system()).unwrap()
+    };
+    let (mut writer, mut reader) = (open(&dirs[0]), open(&dirs[1]));
+    let messages = Filter::from_json(r#"{"kinds":[30001]}"#).unwrap();
+    let (stored, mut news) = reader.subscribe(vec![messages]).unwrap();
+    assert!(stored.is_empty());
+    reader.go_online();
+    writer.go_online();
+    let chat = writer.chats().create("Lisbon").unwrap();
+    let message = writer.chats().send(&chat, "user", "Where shall we stay?", json!({"model": "x"})).unwrap();
+    for _ in 0..2 {
+        soon("the head and the message", news.next()).await.unwrap();
+    }
+    let seen = reader.chats().messages(&chat).unwrap();
+    assert_eq!(seen.len(), 1);
+    assert_eq!((seen[0].message.id.as_str(), seen[0].message.meta["model"].as_str()), (message.as_str(), Some("x")));
+    assert_eq!(reader.chats().list().unwrap()[0].title(), Some("Lisbon"));
+    let mut status = writer.status();
+    soon("an empty outbox", status.wait_for(|status| status.waiting == 0)).await.unwrap();
+    for client in [writer, reader] {
+        soon("the end", client.close(PATIENCE)).await.unwrap();
+    }
 }

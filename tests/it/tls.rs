@@ -17,7 +17,7 @@ use tokio_tungstenite::tungstenite::Message;
 use crate::support::client::soon;
 use crate::support::{Binary, Keys, NOW, Serving, json_of};
 
-fn fixture(name: &str) -> PathBuf {
+pub fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/fixtures/tls").join(name)
 }
 
@@ -39,7 +39,7 @@ async fn connect(addr: SocketAddr) -> (TlsStream<TcpStream>, Vec<u8>) {
 }
 
 /// A relay with the certificate `one` in files that may be changed.
-fn encrypted(binary: &Binary) -> (Serving, SocketAddr) {
+pub fn encrypted(binary: &Binary) -> (Serving, SocketAddr) {
     let certificate = binary.file("cert.pem", std::fs::read(fixture("one.pem")).unwrap());
     let key = binary.file("key.pem", std::fs::read(fixture("one.key")).unwrap());
     binary.configure(&format!("[tls]\nlisten = \"127.0.0.1:0\"\ncertificate = \"{certificate}\"\nkey = \"{key}\"\n"));

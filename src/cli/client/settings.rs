@@ -64,7 +64,8 @@ pub enum SettingsCommand {
     /// Show what devices disagree on
     ///
     /// Prints each setting that two devices wrote without knowing of each other: the value that counts everywhere, and the
-    /// others. The list is empty once a device has published the merge, which happens by itself.
+    /// others. It stays listed until a device publishes a version that takes all of them in: by itself where none says
+    /// everything yet, else with the next setting that is written.
     #[command(after_help = "Examples:\n  sledge settings conflicts\n  sledge settings conflicts --offline --json")]
     Conflicts,
 }

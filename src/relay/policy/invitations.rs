@@ -86,7 +86,7 @@ fn asker(policy: &Policy, keys: &[PublicKey]) -> Option<Asker> {
     policy.key.as_ref()?;
     let decided = policy.decided();
     let may = |key: &&PublicKey| {
-        let is_inviting_member = policy.config.members.may_invite && decided.members.contains_key(key);
+        let is_inviting_member = policy.config().members.may_invite && decided.members.contains_key(key);
         policy.is_admin(key) || (is_inviting_member && !decided.banned_keys.contains_key(key))
     };
     Some(match keys.iter().find(may) {

@@ -96,8 +96,9 @@ fn join(policy: &Policy, decided: &mut Decisions, request: &Event, effects: &mut
         decided.invites.remove(code);
     }
     begin_membership(decided, request.pubkey, effects, now)?;
-    let name = decided.name.as_ref().unwrap_or(&policy.config.info.name);
-    let relay = if policy.config.service_url.is_empty() { name } else { &policy.config.service_url };
+    let config = policy.config();
+    let name = decided.name.as_ref().unwrap_or(&config.info.name);
+    let relay = if config.service_url.is_empty() { name } else { &config.service_url };
     Ok(format!("info: welcome to {relay}"))
 }
 
@@ -221,7 +222,7 @@ pub fn new_invite(
     let mut bytes = [0; CODE_BYTES];
     rng().fill_bytes(&mut bytes);
     let code = faster_hex::hex_string(&bytes);
-    let expires = now + days.unwrap_or(policy.config.members.invite_days) * DAY_SECS;
+    let expires = now + days.unwrap_or(policy.config().members.invite_days) * DAY_SECS;
     decided.invites.insert(code.clone(), Invite { uses, expires, by });
     Ok(code)
 }

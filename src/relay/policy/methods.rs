@@ -376,7 +376,7 @@ fn ban_event(_: &Policy, decided: &mut Decisions, params: &mut Params<'_>, effec
 fn allow_kind(policy: &Policy, decided: &mut Decisions, params: &mut Params<'_>, _: &mut Effects, _: u64) -> Result {
     let kind = params.kind()?;
     let was_disallowed = decided.disallowed_kinds.remove(&kind);
-    let only_some = !policy.config.access.allow_kinds.is_empty() || !decided.allowed_kinds.is_empty();
+    let only_some = !policy.config().access.allow_kinds.is_empty() || !decided.allowed_kinds.is_empty();
     if !was_disallowed || only_some {
         decided.allowed_kinds.insert(kind);
     }

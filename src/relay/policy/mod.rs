@@ -25,14 +25,15 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use decisions::Decisions;
 use key::RelayKey;
-use quota::{Quotas, UsedUp};
+use quota::{Limits, Quotas, UsedUp};
 use settings::{Settings, WrongKey};
 use trust::Trust;
 
 use super::ingest::{Sender, Source};
-use crate::config::{Config, Writers};
+use crate::config::{Access, Config, Writers};
 use crate::protocol::{Event, Kind, PublicKey};
 use crate::store::{Store, StoreError};
 
@@ -96,10 +97,22 @@ pub enum PolicyError {
     Store(#[from] StoreError),
 }
 
-/// Who may write, and who decides.
-pub struct Policy {
+/// What the settings say, until a reload.
+struct Rules {
     config: Arc<Config>,
     settings: Settings,
+    limits: Limits,
+}
+
+impl Rules {
+    fn new(config: Arc<Config>) -> Result<Rules, WrongKey> {
+        Ok(Rules { settings: Settings::new(&config)?, limits: Limits::new(&config.access), config })
+    }
+}
+
+/// Who may write, and who decides.
+pub struct Policy {
+    rules: ArcSwap<Rules>,
     store: Arc<dyn Store>,
     decided: RwLock<Decisions>,
     /// Held while something is decided: one decision at a time.
@@ -116,15 +129,28 @@ impl Policy {
     /// # Errors
     /// [`PolicyError`]: there is no safe way to go on without.
     pub fn open(config: Arc<Config>, store: Arc<dyn Store>) -> Result<Policy, PolicyError> {
-        let mut settings = Settings::new(&config)?;
+        let rules = Rules::new(config.clone())?;
         let decided = saved(&*store)?;
         let key = match config.members.enabled {
             true => Some(RelayKey::open(&config.members.key_file, &*store)?),
             false => None,
         };
-        let trust = Arc::new(Trust::new(std::mem::take(&mut settings.trust_roots), &config.trust));
-        let (quotas, decided) = (Quotas::new(&config.access), RwLock::new(decided));
-        Ok(Policy { config, settings, store, decided, deciding: Mutex::default(), quotas, trust, key })
+        let trust = Arc::new(Trust::new(rules.settings.trust_roots.clone(), &config.trust));
+        let (rules, decided) = (ArcSwap::from_pointee(rules), RwLock::new(decided));
+        Ok(Policy { rules, store, decided, deciding: Mutex::default(), quotas: Quotas::default(), trust, key })
+    }
+
+    /// Goes by other settings from now on. Members, the web of trust and the plugin keep those of the start.
+    pub fn reload(&self, config: Arc<Config>) {
+        match Rules::new(config) {
+            Ok(rules) => self.rules.store(Arc::new(rules)),
+            Err(wrong) => tracing::error!(setting = wrong.setting, "{wrong}; the lists of before hold"),
+        }
+    }
+
+    /// The settings in force.
+    fn config(&self) -> Arc<Config> {
+        self.rules.load().config.clone()
     }
 
     /// Takes over what another relay on the same store has decided. On the writer's thread.
@@ -144,7 +170,7 @@ impl Policy {
     /// # Errors
     /// When the system gives no thread.
     pub fn start_trust(&self) -> std::io::Result<trust::Reader> {
-        let every = Duration::from_secs(self.config.trust.refresh_secs);
+        let every = Duration::from_secs(self.config().trust.refresh_secs);
         trust::Reader::start(self.trust.clone(), self.store.clone(), every)
     }
 
@@ -160,7 +186,7 @@ impl Policy {
 
     /// Whether this key administers the relay.
     pub fn is_admin(&self, key: &PublicKey) -> bool {
-        self.settings.admins.contains(key)
+        self.rules.load().settings.admins.contains(key)
     }
 
     /// Whether this key may call some method of the management API.
@@ -170,12 +196,12 @@ impl Policy {
 
     /// Whether anybody may call the management API from afar.
     pub fn has_admins(&self) -> bool {
-        !self.settings.admins.is_empty() || !self.decided().grants.is_empty()
+        !self.rules.load().settings.admins.is_empty() || !self.decided().grants.is_empty()
     }
 
     /// Whether some people may not publish (NIP-11 `restricted_writes`). Bans of single keys are no such rule.
     pub fn restricts_writes(&self) -> bool {
-        let access = &self.config.access;
+        let access = &self.rules.load().config.access;
         access.write == Writers::Listed
             || !access.allow_kinds.is_empty()
             || !access.allow_ips.is_empty()
@@ -184,7 +210,8 @@ impl Policy {
 
     /// Whether clients at this address are not served at all.
     pub fn blocks(&self, ip: IpAddr) -> bool {
-        self.config.access.deny_ips.iter().any(|range| range.contains(ip)) || self.decided().blocks(ip)
+        let rules = self.rules.load();
+        rules.config.access.deny_ips.iter().any(|range| range.contains(ip)) || self.decided().blocks(ip)
     }
 
     /// Whether `sender` may hand in `event`. Nothing of the event has been verified yet. `now` is in seconds since 1970.
@@ -197,7 +224,8 @@ impl Policy {
         if decided.allowed_events.contains_key(&event.id) {
             return Ok(());
         }
-        if self.settings.deny_keys.contains(&event.pubkey) && !decided.allowed_keys.contains_key(&event.pubkey) {
+        let rules = self.rules.load();
+        if rules.settings.deny_keys.contains(&event.pubkey) && !decided.allowed_keys.contains_key(&event.pubkey) {
             return Err(Refusal::KeyBanned);
         }
         if members::is_request(event.kind) {
@@ -209,16 +237,23 @@ impl Policy {
         if event.kind == Kind::HTTP_AUTH {
             return Err(Refusal::HttpToken);
         }
-        self.check_kind(&decided, event.kind)?;
+        check_kind(&rules.config.access, &decided, event.kind)?;
         if sender.source != Source::Client {
             return Ok(());
         }
-        self.check_publisher(&decided, event, sender, now)
+        self.check_publisher(&rules, &decided, event, sender, now)
     }
 
     /// What a client must be to publish, beyond not being banned.
-    fn check_publisher(&self, decided: &Decisions, event: &Event, sender: &Sender, now: u64) -> Result<(), Refusal> {
-        let access = &self.config.access;
+    fn check_publisher(
+        &self,
+        rules: &Rules,
+        decided: &Decisions,
+        event: &Event,
+        sender: &Sender,
+        now: u64,
+    ) -> Result<(), Refusal> {
+        let access = &rules.config.access;
         if let Some(ip) = sender.ip
             && !access.allow_ips.is_empty()
             && !access.allow_ips.iter().any(|range| range.contains(ip))
@@ -227,10 +262,10 @@ impl Policy {
         }
         // A request to vanish is everybody's right.
         if access.write == Writers::Listed && event.kind != Kind::VANISH {
-            self.check_listed(decided, event, sender)?;
+            self.check_listed(access, decided, event, sender)?;
         }
         if !self.is_favoured(decided, &event.pubkey) {
-            self.quotas.check(&event.pubkey, sender.ip, now)?;
+            self.quotas.check(&rules.limits, &event.pubkey, sender.ip, now)?;
         }
         Ok(())
     }
@@ -238,7 +273,7 @@ impl Policy {
     /// Counts an event that was found to be good towards the quotas.
     pub fn count(&self, event: &Event, bytes: usize, sender: &Sender, now: u64) {
         if sender.source == Source::Client && !self.is_favoured(&self.decided(), &event.pubkey) {
-            self.quotas.count(&event.pubkey, sender.ip, bytes, now);
+            self.quotas.count(&self.rules.load().limits, &event.pubkey, sender.ip, bytes, now);
         }
     }
 
@@ -250,24 +285,13 @@ impl Policy {
         check_bans(&self.decided(), event)
     }
 
-    fn check_kind(&self, decided: &Decisions, kind: Kind) -> Result<(), Refusal> {
-        let access = &self.config.access;
-        let named = |ranges: &[crate::config::KindRange]| ranges.iter().any(|range| range.contains(kind.0));
-        if decided.disallowed_kinds.contains(&kind.0) {
-            return Err(Refusal::Kind(kind));
-        }
-        if decided.allowed_kinds.contains(&kind.0) {
-            return Ok(());
-        }
-        let only_some = !access.allow_kinds.is_empty() || !decided.allowed_kinds.is_empty();
-        let takes_away = kind == Kind::DELETION || kind == Kind::VANISH;
-        if named(&access.deny_kinds) || (only_some && !named(&access.allow_kinds) && !takes_away) {
-            return Err(Refusal::Kind(kind));
-        }
-        Ok(())
-    }
-
-    fn check_listed(&self, decided: &Decisions, event: &Event, sender: &Sender) -> Result<(), Refusal> {
+    fn check_listed(
+        &self,
+        access: &Access,
+        decided: &Decisions,
+        event: &Event,
+        sender: &Sender,
+    ) -> Result<(), Refusal> {
         let mut unread = false;
         let mut is_listed = |key: &PublicKey| match self.lists(decided, key) {
             Some(listed) => listed,
@@ -279,7 +303,7 @@ impl Policy {
         if is_listed(&event.pubkey) || sender.keys.iter().any(&mut is_listed) {
             return Ok(());
         }
-        if self.config.access.inbox_kinds.iter().any(|range| range.contains(event.kind.0)) {
+        if access.inbox_kinds.iter().any(|range| range.contains(event.kind.0)) {
             // One that names a stranger too would be a way in for what is meant for strangers.
             let mut receivers = event.tags.values("p").map(PublicKey::from_hex).peekable();
             if receivers.peek().is_some() && receivers.all(|key| key.is_some_and(|key| is_listed(&key))) {
@@ -306,7 +330,9 @@ impl Policy {
 
     /// Whether no quota holds for a key.
     fn is_favoured(&self, decided: &Decisions, key: &PublicKey) -> bool {
-        self.settings.allow_keys.contains(key) || decided.allowed_keys.contains_key(key) || self.is_admin(key)
+        self.rules.load().settings.allow_keys.contains(key)
+            || decided.allowed_keys.contains_key(key)
+            || self.is_admin(key)
     }
 
     fn is_member(&self, decided: &Decisions, key: &PublicKey) -> bool {
@@ -353,6 +379,22 @@ fn check_bans(decided: &Decisions, event: &Event) -> Result<(), Refusal> {
     }
     if decided.banned_keys.contains_key(&event.pubkey) && !decided.allowed_events.contains_key(&event.id) {
         return Err(Refusal::KeyBanned);
+    }
+    Ok(())
+}
+
+fn check_kind(access: &Access, decided: &Decisions, kind: Kind) -> Result<(), Refusal> {
+    let named = |ranges: &[crate::config::KindRange]| ranges.iter().any(|range| range.contains(kind.0));
+    if decided.disallowed_kinds.contains(&kind.0) {
+        return Err(Refusal::Kind(kind));
+    }
+    if decided.allowed_kinds.contains(&kind.0) {
+        return Ok(());
+    }
+    let only_some = !access.allow_kinds.is_empty() || !decided.allowed_kinds.is_empty();
+    let takes_away = kind == Kind::DELETION || kind == Kind::VANISH;
+    if named(&access.deny_kinds) || (only_some && !named(&access.allow_kinds) && !takes_away) {
+        return Err(Refusal::Kind(kind));
     }
     Ok(())
 }

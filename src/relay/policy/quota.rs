@@ -46,10 +46,16 @@ pub enum UsedUp {
     Ip,
 }
 
-/// The quotas and what was used of them.
-pub struct Quotas {
+/// The quotas of the settings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
     key: Limit,
     ip: Limit,
+}
+
+/// What was used of the quotas.
+#[derive(Default)]
+pub struct Quotas {
     today: Mutex<Today>,
 }
 
@@ -60,14 +66,13 @@ struct Today {
     ips: HashMap<IpAddr, Used>,
 }
 
-impl Quotas {
+impl Limits {
     /// The quotas of the settings.
     pub fn new(access: &Access) -> Self {
         let limit = |events, mib: u64| Limit { events, bytes: mib.saturating_mul(MIB) };
-        Quotas {
+        Limits {
             key: limit(access.key_events_per_day_max, access.key_mb_per_day_max),
             ip: limit(access.ip_events_per_day_max, access.ip_mb_per_day_max),
-            today: Mutex::default(),
         }
     }
 
@@ -75,36 +80,38 @@ impl Quotas {
     fn any(&self) -> bool {
         self.key.is_set() || self.ip.is_set()
     }
+}
 
+impl Quotas {
     /// Whether one more event may come. `now` is in seconds since 1970.
     ///
     /// # Errors
     /// [`UsedUp`].
-    pub fn check(&self, key: &PublicKey, ip: Option<IpAddr>, now: u64) -> Result<(), UsedUp> {
-        if !self.any() {
+    pub fn check(&self, limits: &Limits, key: &PublicKey, ip: Option<IpAddr>, now: u64) -> Result<(), UsedUp> {
+        if !limits.any() {
             return Ok(());
         }
         let today = self.today(now);
-        if self.key.is_set() && today.keys.get(key).is_some_and(|used| self.key.is_reached(used)) {
+        if limits.key.is_set() && today.keys.get(key).is_some_and(|used| limits.key.is_reached(used)) {
             return Err(UsedUp::Key);
         }
-        let line = ip.and_then(counted_line).filter(|_| self.ip.is_set());
-        if line.is_some_and(|line| today.ips.get(&line).is_some_and(|used| self.ip.is_reached(used))) {
+        let line = ip.and_then(counted_line).filter(|_| limits.ip.is_set());
+        if line.is_some_and(|line| today.ips.get(&line).is_some_and(|used| limits.ip.is_reached(used))) {
             return Err(UsedUp::Ip);
         }
         Ok(())
     }
 
     /// Counts an event that was accepted.
-    pub fn count(&self, key: &PublicKey, ip: Option<IpAddr>, bytes: usize, now: u64) {
-        if !self.any() {
+    pub fn count(&self, limits: &Limits, key: &PublicKey, ip: Option<IpAddr>, bytes: usize, now: u64) {
+        if !limits.any() {
             return;
         }
         let mut today = self.today(now);
-        if self.key.is_set() {
+        if limits.key.is_set() {
             add(&mut today.keys, *key, bytes);
         }
-        if let Some(line) = ip.and_then(counted_line).filter(|_| self.ip.is_set()) {
+        if let Some(line) = ip.and_then(counted_line).filter(|_| limits.ip.is_set()) {
             add(&mut today.ips, line, bytes);
         }
     }
@@ -164,10 +171,22 @@ mod tests {
 
     const NOW: u64 = 1_700_000_000;
 
-    fn quotas(change: impl FnOnce(&mut Access)) -> Quotas {
+    struct Bench(Quotas, Limits);
+
+    impl Bench {
+        fn check(&self, key: &PublicKey, ip: Option<IpAddr>, now: u64) -> Result<(), UsedUp> {
+            self.0.check(&self.1, key, ip, now)
+        }
+
+        fn count(&self, key: &PublicKey, ip: Option<IpAddr>, bytes: usize, now: u64) {
+            self.0.count(&self.1, key, ip, bytes, now);
+        }
+    }
+
+    fn quotas(change: impl FnOnce(&mut Access)) -> Bench {
         let mut access = Config::default().access;
         change(&mut access);
-        Quotas::new(&access)
+        Bench(Quotas::default(), Limits::new(&access))
     }
 
     fn ip(text: &str) -> Option<IpAddr> {
@@ -202,7 +221,7 @@ mod tests {
     fn without_limits_nothing_is_counted() {
         let quotas = quotas(|_| {});
         quotas.count(&PublicKey([1; 32]), ip("192.0.2.1"), 10, NOW);
-        assert!(lock(&quotas.today).keys.is_empty() && lock(&quotas.today).ips.is_empty());
+        assert!(lock(&quotas.0.today).keys.is_empty() && lock(&quotas.0.today).ips.is_empty());
     }
 
     /// However many keys come, those who publish most are remembered and the others are bounded.
@@ -216,7 +235,7 @@ mod tests {
         };
         (0..5).for_each(|_| quotas.count(&key(0), None, 1, NOW));
         (1..=2 * KNOWN_MAX as u32).for_each(|number| quotas.count(&key(number), None, 1, NOW));
-        assert!(lock(&quotas.today).keys.len() <= KNOWN_MAX);
+        assert!(lock(&quotas.0.today).keys.len() <= KNOWN_MAX);
         assert_eq!(quotas.check(&key(0), None, NOW), Err(UsedUp::Key));
     }
 }

@@ -397,3 +397,23 @@ fn decisions_that_cannot_be_read_stop_the_start() {
     let opened = Policy::open(Arc::new(Config::default()), Arc::new(store));
     assert!(matches!(opened.map(drop), Err(PolicyError::Decisions(_))));
 }
+
+/// A reload changes the lists at once, and what was decided stays.
+#[test]
+fn lists_follow_a_reload() {
+    let room = room(|_| {});
+    room.call("banpubkey", json!([key(2).to_hex()]));
+    let mut config = Config::default();
+    config.access.deny_keys = vec![key(1).to_hex()];
+    config.access.key_events_per_day_max = 1;
+    room.policy.count(&note(3), 10, &client(&[]), NOW);
+    room.policy.reload(Arc::new(config.clone()));
+    assert_eq!(room.check(&note(1), &client(&[])), Err(Refusal::KeyBanned));
+    assert_eq!(room.check(&note(2), &client(&[])), Err(Refusal::KeyBanned));
+    room.policy.count(&note(3), 10, &client(&[]), NOW);
+    assert!(matches!(room.check(&note(3), &client(&[])), Err(Refusal::UsedUp(_))));
+    assert!(!room.policy.is_admin(&key(ADMIN)));
+    config.access.deny_keys = vec!["nonsense".to_owned()];
+    room.policy.reload(Arc::new(config));
+    assert_eq!(room.check(&note(1), &client(&[])), Err(Refusal::KeyBanned), "the lists of before hold");
+}

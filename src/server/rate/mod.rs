@@ -24,7 +24,7 @@ pub use meter::Meter;
 /// Addresses with an account. At about 200 bytes each this is the memory that a flood from everywhere can take.
 pub const ACCOUNTS_MAX: usize = 50_000;
 
-/// New accounts between two looks for those that may be forgotten.
+/// New accounts between two looks for those that may be forgotten. A look goes through all of them.
 const NEW_BETWEEN_SWEEPS: usize = 1_000;
 
 /// The accounts of all clients.
@@ -95,7 +95,7 @@ impl Clients {
             return account.clone();
         }
         accounts.new_since_sweep += 1;
-        if accounts.new_since_sweep >= NEW_BETWEEN_SWEEPS || accounts.of.len() >= ACCOUNTS_MAX {
+        if accounts.new_since_sweep >= NEW_BETWEEN_SWEEPS {
             accounts.sweep(self.nanos(now));
         }
         let tag = self.tags.hash_one(subscriber(ip)) as u32;
@@ -232,8 +232,10 @@ mod tests {
         }
         assert_eq!(clients.accounts.lock().unwrap().of.len(), ACCOUNTS_MAX);
         let later = start + Duration::from_secs(60);
-        clients.account(ip("2001:db8::1"), later);
-        assert_eq!(clients.accounts.lock().unwrap().of.len(), 1);
+        for n in 0..NEW_BETWEEN_SWEEPS as u16 {
+            clients.account(ip(&format!("2001:db8:{n:x}::1")), later);
+        }
+        assert!(clients.accounts.lock().unwrap().of.len() <= NEW_BETWEEN_SWEEPS, "the forgiven ones made room");
     }
 
     /// Garbage shuts an address out for the time of the ban; slow garbage never does, and neither does a rate of 0.

@@ -25,8 +25,7 @@ use sqlx::{Row, query};
 use tokio::runtime::Runtime;
 
 use super::explain::Explanation;
-use super::state;
-use super::{Applied, FromElsewhere, News, Position, Query, Removal, Scan, Store, StoreError, StoreStats};
+use super::{Applied, FromElsewhere, News, Position, Query, Removal, Scan, Store, StoreError, StoreStats, state};
 use crate::protocol::{Event, EventId, Filter, Verified};
 pub use connect::Options;
 use connect::Pools;

@@ -166,6 +166,34 @@ proptest! {
     }
 }
 
+/// What a reconciliation costs, in messages of the initiator and bytes of both: sets that are equal, a device that was away
+/// for a month, and differences all over the place, where nearly every id must be told.
+#[test]
+fn a_reconciliation_costs_little() {
+    let (month, year) = (30 * 86_400, 365 * 86_400);
+    for (shared, only, since, rounds_max, bytes_max) in [
+        (1_000_000, [0, 0], 0, 1, 1_000),
+        (100_000, [10_000, 3_000], year - month, 5, 600_000),
+        (100_000, [10_000, 10_000], 0, 16, 5_000_000),
+    ] {
+        let [mut ours, mut theirs] = sets(11, shared, [0, 0], year);
+        for (seed, set, count) in [(12, &mut ours, only[0]), (13, &mut theirs, only[1])] {
+            let [new, _] = sets(seed, count, [0, 0], year - since);
+            set.extend(new.iter().map(|item| Item { created_at: item.created_at + since, ..*item }));
+            set.sort_unstable();
+        }
+        let mut bytes = 0;
+        let found = initiate(&ours, 250_000, |message| {
+            let answer = answer(Side::Responder, &mut theirs, message.to_vec(), 500_000).unwrap().into_answer();
+            bytes += message.len() + answer.len();
+            answer
+        });
+        assert_eq!((found.have.len(), found.need.len()), (only[0], only[1]));
+        println!("{shared} shared, {only:?} beside: {} rounds, {bytes} bytes", found.rounds);
+        assert!(found.rounds <= rounds_max && bytes <= bytes_max, "{} rounds, {bytes} bytes", found.rounds);
+    }
+}
+
 /// Sets that are equal, empty, one empty, all in one second; and answers that are the crate's, byte for byte.
 #[test]
 fn edges_and_the_same_bytes() {

@@ -10,7 +10,11 @@ use sledge::sync::shape::{SETTINGS, Schema, Unsigned, tag};
 
 /// Settings that name the heads and say only what was just written.
 pub fn amnesia(mut unsigned: Unsigned, drafts: &[&Draft], cipher: &Nip44) -> Unsigned {
-    let Op::Settings { .. } = &drafts[0].op else { return unsigned };
+    match &drafts[0].op {
+        // A merge is left as it is: what nobody knows any more it cannot bring back.
+        Op::Settings { fields, .. } if !fields.is_empty() => {}
+        _ => return unsigned,
+    }
     let plain = cipher.open(&cipher.pubkey(), &unsigned.content).expect("just sealed");
     let mut body: Value = serde_json::from_str(&plain).expect("just written");
     let fields = body["f"].as_object_mut().expect("fields");

@@ -17,6 +17,8 @@ use super::rules::{Rule, Rules};
 use super::store::SimStore;
 use crate::support::Keys;
 
+/// Longest time that a relay's `Date` takes to arrive.
+const DELAY_MS_MAX: u64 = 10_000;
 /// Bytes of the secret key that all devices share.
 const PERSON: [u8; 32] = [7; 32];
 
@@ -168,7 +170,9 @@ impl SimDevice {
         *link = LinkState { up: true, epoch: link.epoch + 1, ..LinkState::default() };
         memory.outbox.link_up(&relay_url(relay));
         if self.rules.hold(Rule::Restamp) {
-            let date_ms = true_ms / 1000 * 1000 + 500;
+            // The header is whole seconds, and old by what the answer took to arrive.
+            let delay_ms = (self.id.0 * 7_919 + memory.links[relay].epoch * 104_729) % DELAY_MS_MAX;
+            let date_ms = true_ms / 1000 * 1000 + 500 - delay_ms;
             memory.clock.correct(date_ms as i64 - local_ms as i64);
             let dated = memory.outbox.restamp(&mut memory.clock, local_ms);
             self.record(dated, false);

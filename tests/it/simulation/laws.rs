@@ -36,12 +36,12 @@ pub fn check(world: &mut World, steps: usize) -> Check {
     law_8_silence(world, silent)?;
     law_1_order(world)?;
     law_2_and_3_merge(world)?;
-    law_4_winners(world)?;
-    law_5_deletions(world)?;
-    law_6_eviction(world)?;
     law_11_everybody_sees_the_same(world)?;
-    law_9_causality(world)?;
     law_10_presence(world)?;
+    law_9_causality(world)?;
+    law_5_deletions(world)?;
+    law_4_winners(world)?;
+    law_6_eviction(world)?;
     law_12_last_write(world)
 }
 

@@ -15,6 +15,8 @@ use crate::support::NOW;
 /// How far ahead of its clock a relay takes events, in seconds.
 const FUTURE_SECS_MAX: u64 = 900;
 const YEAR_MS: i64 = 365 * 86_400_000;
+/// Merges in calm weather after which a world will not fall silent.
+const MERGES_MAX: usize = 60;
 /// Steps of calm after which a round that still talks will not stop.
 const STEPS_MAX: usize = 60;
 /// Rounds after which a world that still talks will not fall silent.
@@ -58,6 +60,8 @@ pub struct World {
     pub book: Book,
     /// Faults happen.
     stormy: bool,
+    /// What was said again in calm weather.
+    merges: usize,
 }
 
 impl World {
@@ -70,7 +74,17 @@ impl World {
         });
         let devices = devices.collect();
         let now_ms = NOW * 1000;
-        World { chance, now_ms, rules, relays, devices, wire: Vec::new(), book: Book::default(), stormy: true }
+        World {
+            chance,
+            now_ms,
+            rules,
+            relays,
+            devices,
+            wire: Vec::new(),
+            book: Book::default(),
+            stormy: true,
+            merges: 0,
+        }
     }
 
     /// Faults and writes, then calm until nobody has anything to say; false if that never comes (law 8).
@@ -345,8 +359,8 @@ impl World {
                 }
             }
             quiet_rounds = if self.settle() { quiet_rounds + 1 } else { 0 };
-            if quiet_rounds == 2 {
-                return true;
+            if quiet_rounds == 2 || self.merges > MERGES_MAX {
+                return quiet_rounds == 2;
             }
         }
         false
@@ -370,7 +384,14 @@ impl World {
                         self.devices[device].time_out(relay, self.now_ms, 1);
                     }
                 }
-                busy |= self.runs(device) && self.devices[device].settle_differences(self.now_ms) > 0;
+                if self.runs(device) {
+                    let merges = self.devices[device].settle_differences(self.now_ms);
+                    self.merges += merges;
+                    busy |= merges > 0;
+                }
+            }
+            if self.merges > MERGES_MAX {
+                return false;
             }
             quiet &= !busy;
             if !busy && self.wire.is_empty() {

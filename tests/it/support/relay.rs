@@ -50,6 +50,7 @@ impl Relay {
     }
 
     /// Starts on a store that the test has opened; the directory plays no part.
+    #[cfg(feature = "postgres")]
     pub async fn over(store: Arc<dyn Store>) -> Relay {
         let mut config = Config { service_url: SERVICE_URL.to_owned(), ..Config::default() };
         config.listen = ([127, 0, 0, 1], 0).into();
@@ -59,6 +60,11 @@ impl Relay {
 
     pub async fn client(&self) -> Client {
         Client::connect(self.server.addr()).await
+    }
+
+    /// The relay behind the sockets.
+    pub fn served(&self) -> Arc<sledge::relay::Relay> {
+        self.server.relay().clone()
     }
 
     pub fn addr(&self) -> std::net::SocketAddr {
