@@ -93,6 +93,14 @@
 //! store ([`store::state`]), in force for every door → what is stored follows, in portions, and only then the answer goes
 //! out. The writer looks once more at each event that has waited meanwhile.
 //!
+//! # Several processes, one database
+//!
+//! With the feature `postgres` the store may be a database that several relays share ([`config::postgres`] has the
+//! settings, `store::postgres` the store). Whoever writes holds a row lock to the end of the transaction, so events
+//! become visible in the order of their positions. What others stored comes with the next batch
+//! ([`store::Applied::others`]) or, when a notification wakes the writer, by itself ([`store::Store::news`]), and goes
+//! through the same fan-out: the point that divides stored from live holds for all of them.
+//!
 //! # What a crash leaves
 //!
 //! A log whose last write may be torn: it is cut off at the next start. An index that reaches up to some offset of the

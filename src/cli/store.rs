@@ -108,6 +108,10 @@ pub fn open_any(config: &Config) -> Result<Opened, Error> {
 fn open_database(config: &Config) -> Result<Opened, Error> {
     use crate::store::postgres::{Options, PostgresStore};
     let store = PostgresStore::open(&Options::of(config, &config.store)).map_err(|error| failed(config, error))?;
+    let retention = &config.retention;
+    if retention.max_disk_mb > 0 || retention.max_age_days > 0 || !retention.rules.is_empty() {
+        tracing::warn!("[retention] has no effect on a database: nothing is evicted there");
+    }
     Ok(Opened { store: Arc::new(store), embedded: None })
 }
 
@@ -379,6 +383,16 @@ mod tests {
             assert!(failed.to_string().contains("my-store"), "{failed}");
             assert_eq!(failed.exit_code(), 1);
         }
+    }
+
+    /// Without the feature a database is refused with what to do.
+    #[cfg(not(feature = "postgres"))]
+    #[test]
+    fn a_build_without_databases_says_so() {
+        let config = Config { store: "postgres://localhost/x".to_owned(), ..Config::default() };
+        let error = open_any(&config).map(drop).unwrap_err();
+        assert!(error.to_string().contains("--features postgres"), "{error}");
+        assert_eq!(error.exit_code(), 2);
     }
 
     /// A URL is no directory to be made.

@@ -297,10 +297,6 @@ impl Pools {
         self.reached.store(position, Ordering::Relaxed);
     }
 
-    pub(super) fn write_pool(&self) -> &PgPool {
-        &self.write
-    }
-
     pub(super) fn listen_pool(&self) -> PgPool {
         self.listen.clone()
     }

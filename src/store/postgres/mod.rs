@@ -157,8 +157,8 @@ impl Store for PostgresStore {
     }
 
     fn sweep_expired(&self, now: u64, events_max: usize) -> Result<usize, StoreError> {
-        let forget = news::forget_passed(self.pools.write_pool());
-        if let Err(error) = self.wait(forget) {
+        let forget = async |connection: &mut PgConnection| Ok(news::forget_passed(connection).await?);
+        if let Err(error) = self.wait(self.pools.writing(forget)) {
             tracing::debug!(%error, "ephemeral events of others were not cleared away");
         }
         let removed = self.removing(async |transaction| transaction.delete_expired(now, events_max).await)?;
@@ -213,7 +213,8 @@ impl Store for PostgresStore {
         if events.is_empty() || !self.following.load(Ordering::Relaxed) {
             return;
         }
-        if let Err(error) = self.wait(news::pass_on(self.pools.write_pool(), self.sender, events)) {
+        let passing = async |connection: &mut PgConnection| Ok(news::pass_on(connection, self.sender, events).await?);
+        if let Err(error) = self.wait(self.pools.writing(passing)) {
             tracing::debug!(%error, events = events.len(), "ephemeral events reached no other process");
         }
     }
@@ -245,13 +246,15 @@ impl Store for PostgresStore {
 
     /// The last figures known where the database does not answer.
     fn stats(&self) -> StoreStats {
-        let asked = self.wait(self.pools.reading_primary(async |connection: &mut PgConnection| {
-            let sizes = "SELECT events, bytes, (SELECT coalesce(sum(pg_indexes_size(table_name)), 0)::bigint FROM \
-                         unnest(ARRAY['sledge.events', 'sledge.tags', 'sledge.tombstones']::regclass[]) AS table_name) \
-                         FROM sledge.head";
-            let row = query(sizes).fetch_one(connection).await?;
+        let asking = self.pools.reading_primary(async |connection: &mut PgConnection| {
+            let row = query(FIGURES).fetch_one(connection).await?;
             Ok([row.try_get::<i64, _>(0)?, row.try_get::<i64, _>(1)?, row.try_get::<i64, _>(2)?])
-        }));
+        });
+        // Whoever shows figures does not wait for a database that is away.
+        let asked = self.wait(async {
+            let late = |_| Err(trouble::too_slow(STATS_TIME_MAX));
+            tokio::time::timeout(STATS_TIME_MAX, asking).await.unwrap_or_else(late)
+        });
         let index_bytes = match asked {
             Ok([events, bytes, index_bytes]) => {
                 self.events.store(events.unsigned_abs(), Ordering::Relaxed);
@@ -259,7 +262,7 @@ impl Store for PostgresStore {
                 index_bytes.unsigned_abs()
             }
             Err(error) => {
-                tracing::warn!(%error, "no fresh figures about the store");
+                tracing::debug!(%error, "no fresh figures about the store");
                 0
             }
         };
@@ -277,6 +280,15 @@ impl Store for PostgresStore {
         Ok(())
     }
 }
+
+/// How long figures about the store may take.
+const STATS_TIME_MAX: Duration = Duration::from_secs(1);
+
+const FIGURES: &str = "
+SELECT events, bytes, (
+  SELECT coalesce(sum(pg_indexes_size(name)), 0)::bigint
+    FROM unnest(ARRAY['sledge.events', 'sledge.tags', 'sledge.tombstones']::regclass[]) AS name)
+  FROM sledge.head";
 
 const SAVE_STATE: &str = "
 WITH saved AS (

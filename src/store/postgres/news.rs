@@ -88,9 +88,13 @@ WITH turn AS MATERIALIZED (SELECT pg_advisory_xact_lock(375726)), passed AS (
 SELECT pg_notify('sledge', $3)";
 
 /// Lets other processes have ephemeral events. Nothing is written to the write-ahead log.
-pub(super) async fn pass_on(pool: &PgPool, sender: i64, events: &[Verified<Event>]) -> Result<(), sqlx::Error> {
+pub(super) async fn pass_on(
+    connection: &mut PgConnection,
+    sender: i64,
+    events: &[Verified<Event>],
+) -> Result<(), sqlx::Error> {
     let json: Vec<String> = events.iter().map(json_text).collect();
-    query(PASS_ON).bind(sender).bind(json).bind(payload(sender)).execute(pool).await.map(drop)
+    query(PASS_ON).bind(sender).bind(json).bind(payload(sender)).execute(connection).await.map(drop)
 }
 
 const PASSED: &str = "
@@ -128,9 +132,9 @@ pub(super) async fn last_passed(connection: &mut PgConnection) -> Result<i64, sq
 }
 
 /// Forgets ephemeral events that everybody has read.
-pub(super) async fn forget_passed(pool: &PgPool) -> Result<(), sqlx::Error> {
+pub(super) async fn forget_passed(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
     let old = query("DELETE FROM sledge.passing WHERE at < now() - make_interval(secs => $1)");
-    old.bind(f64::from(PASSING_SECS)).execute(pool).await.map(drop)
+    old.bind(f64::from(PASSING_SECS)).execute(connection).await.map(drop)
 }
 
 /// Calls `wake` whenever others may have stored something: on their notifications, at least every `poll`, and after

@@ -43,6 +43,7 @@ pub(super) fn remedy(error: &Error) -> Remedy {
 pub(super) fn told(error: Error) -> StoreError {
     match code(&error).as_deref() {
         Some("53100") => StoreError::DiskFull,
+        Some("26000" | "42P05") => StoreError::Damaged(POOLER.to_owned()),
         Some("55P03" | "57014") => StoreError::Away("it is busy".to_owned()),
         Some(code) if is_away(code) => StoreError::Away(error.to_string()),
         Some(_) => StoreError::Damaged(format!("the database refused: {error}")),
@@ -50,6 +51,9 @@ pub(super) fn told(error: Error) -> StoreError {
         None => StoreError::Damaged(format!("the database's answer was not understood: {error}")),
     }
 }
+
+const POOLER: &str = "the database forgets prepared statements: a pooler before it shares connections transaction by \
+                      transaction; use its session mode, or pgbouncer 1.21 or newer with max_prepared_statements";
 
 /// It took longer than it may.
 pub(super) fn too_slow(limit: Duration) -> StoreError {
