@@ -23,8 +23,12 @@ printf "listen_addresses = ''\nunix_socket_directories = '%s'\n%s\n" "$2" "$3" >
 as "$1/pg_ctl" -D "$2/data" -w -t 60 -l "$2/log" start >/dev/null 2>&1 </dev/null || { cat "$2/log" >&2; exit 1; }
 echo up
 read -r _
-for data in "$2/data" "$2/standby"; do as "$1/pg_ctl" -D "$data" -m immediate stop >/dev/null 2>&1; done
-rm -rf "$2"
+for try in 1 2 3 4 5; do
+  for data in "$2/data" "$2/standby"; do as "$1/pg_ctl" -D "$data" -m immediate stop >/dev/null 2>&1; done
+  # A server that the test was just starting again may come up behind the first stop.
+  rm -rf "$2" 2>/dev/null && [ ! -e "$2" ] && exit
+  sleep 1
+done
 "#;
 
 /// A cluster; stopped and removed with its last user, or with the process.
