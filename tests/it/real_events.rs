@@ -149,8 +149,9 @@ async fn found_invalid_events_are_refused() {
         let answer = client.next().await;
         let id = serde_json::from_str::<Value>(&text).ok().and_then(|event| event["id"].as_str().map(str::to_owned));
         let reason = answer.as_array().and_then(|parts| parts.last()).and_then(Value::as_str).unwrap_or_default();
-        // What its author marked as protected is refused for that before anything is computed.
-        let is_protected = text.contains("[\"-\"]") && reason.starts_with("auth-required: ");
+        // What its author marked as protected, requests of members among it, is refused for that before anything is computed.
+        let unwelcome = ["auth-required: ", "restricted: "].iter().any(|prefix| reason.starts_with(prefix));
+        let is_protected = text.contains("[\"-\"]") && unwelcome;
         assert!(reason.starts_with("invalid: ") || is_protected, "{text:.300}\nwas answered {answer}");
         match id {
             Some(id) => assert_eq!((&answer[0], &answer[1], &answer[2]), (&"OK".into(), &id.into(), &false.into())),
