@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use super::level::LIVE;
 use super::link::{Auth, Incoming, Link, LinkError};
 use super::profile::{Answer, Arrival, Profile, Steps};
 use super::status::{LinkState, RelayStatus};
@@ -19,8 +20,6 @@ use crate::sync::outbox::RelayUrl;
 
 /// Messages that are taken in before the disk is asked once for all of them.
 const BATCH_MAX: usize = 256;
-/// The subscription for what is new.
-pub(super) const LIVE: &str = "live";
 
 /// Why a session ended.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +65,8 @@ pub struct Session {
     answers: Vec<Answer>,
     /// Events that the relay would not take when it lacked them.
     pub(super) unwanted: HashSet<EventId>,
+    /// Events that came and were new, or were uploaded and taken.
+    pub(super) moved: usize,
     /// What was asked before the keys were proven must be asked again.
     again: bool,
     /// Why the subscription for what is new was ended by the relay.
@@ -85,6 +86,7 @@ impl Session {
             arrived: Vec::new(),
             answers: Vec::new(),
             unwanted: HashSet::new(),
+            moved: 0,
             again: false,
             live_closed: None,
         }
@@ -198,7 +200,7 @@ impl Session {
     }
 
     /// As [`Session::take`], and to the disk where much has come.
-    pub(super) async fn take_in(&mut self, incoming: Incoming) -> Result<(), SessionError> {
+    pub(super) async fn take_or_settle(&mut self, incoming: Incoming) -> Result<(), SessionError> {
         self.take(incoming);
         if self.arrived.len() + self.answers.len() >= BATCH_MAX { self.settle().await } else { Ok(()) }
     }

@@ -152,3 +152,39 @@ async fn a_relay_without_reconciliation_is_read_in_pages() {
     assert_eq!(device.ids().len(), own.len() + 1);
     soon("the end", links.stop()).await;
 }
+
+/// A second with more events than a relay gives for one filter hides some of them, and nothing else: what is older is
+/// read, and what is owed goes out.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_that_cannot_be_paged_stands_in_nobodys_way() {
+    use super::support::device::signed;
+    const LIMIT: usize = 3;
+    let mut fake = Fake::start(json!({"limitation": {"max_limit": LIMIT}})).await;
+    let crowded = today() - 50;
+    let mut theirs: Vec<_> = (0..5).map(|number| signed(1, 1, crowded, &[], &number.to_string())).collect();
+    theirs.push(signed(1, 1, crowded - 1, &[], "older"));
+    let (device, links) = writing(&fake, 1);
+    let mut peer = fake.accept().await;
+    let owed = loop {
+        let message = peer.hear().await.unwrap();
+        match message[0].as_str() {
+            Some("REQ") => {
+                let (since, until) = (message[2]["since"].as_u64(), message[2]["until"].as_u64());
+                let is_in = |at: u64| since.is_none_or(|since| since <= at) && until.is_none_or(|until| at <= until);
+                let is_all = message[2].get("#L").is_none() && message[2].get("kinds").is_none();
+                let page = theirs.iter().filter(|event| is_all && message[1] == "page" && is_in(event.created_at));
+                for event in page.take(LIMIT) {
+                    let json: Value = serde_json::from_slice(&event.canonical().json).unwrap();
+                    peer.say(json!(["EVENT", message[1], json])).await;
+                }
+                peer.say(json!(["EOSE", message[1]])).await;
+            }
+            Some("EVENT") => break message[1].clone(),
+            _ => {}
+        }
+    };
+    peer.ok(&owed, true, "").await;
+    device.until("an empty outbox", |status| status.waiting == 0).await;
+    assert_eq!(device.ids().len(), LIMIT + 2, "a page of the crowded second, the older one, the own one");
+    soon("the end", links.stop()).await;
+}
