@@ -28,36 +28,45 @@ impl Session {
     pub(super) async fn catch_up(&mut self) -> Result<(), SessionError> {
         loop {
             self.starts_over();
-            self.state_is(LinkState::CatchingUp).await;
+            self.on_disk(|profile, relay| {
+                profile.fetching(relay);
+                profile.tell(relay, |status| status.link = LinkState::CatchingUp);
+            })
+            .await;
             if !self.scopes.is_empty() {
                 let scopes = self.scopes.clone();
                 level::listen(self, &scopes).await?;
-                self.make_equal().await?;
+                self.make_equal(&scopes).await?;
             }
             self.settle().await?;
             if !self.must_start_over() {
                 break;
             }
         }
-        self.on_disk(|profile, _| profile.say_what_is_due()).await?;
-        self.state_is(LinkState::Live).await;
+        self.on_disk(|profile, relay| {
+            profile.fetched(relay);
+            profile.tell(relay, |status| status.link = LinkState::Live);
+            profile.say_what_is_due()
+        })
+        .await?;
         Ok(())
     }
 
-    async fn state_is(&mut self, link: LinkState) {
-        self.on_disk(move |profile, relay| profile.tell(relay, |status| status.link = link)).await;
-    }
-
-    async fn make_equal(&mut self) -> Result<(), SessionError> {
-        let scopes = self.scopes.clone();
+    async fn make_equal(&mut self, scopes: &[Filter]) -> Result<(), SessionError> {
+        let deletions: Vec<Filter> = scopes.iter().filter_map(deletions_in).collect();
         for _ in 0..PASSES_MAX {
             let before = self.moved;
-            for filter in scopes.iter().filter_map(deletions_in).chain(scopes.iter().cloned()) {
-                level::level(self, &filter).await?;
-                if self.must_start_over() {
-                    return Ok(());
-                }
+            self.level_all(&deletions).await?;
+            self.upload().await?;
+            self.level_all(scopes).await?;
+            if self.must_start_over() {
+                return Ok(());
             }
+            self.settle().await?;
+            // What merges waits for this, and not for what goes the other way.
+            self.on_disk(|profile, relay| profile.fetched(relay)).await;
+            self.is_due();
+            self.upload().await?;
             if self.moved == before {
                 return Ok(());
             }
@@ -66,10 +75,20 @@ impl Session {
         Ok(())
     }
 
+    async fn level_all(&mut self, filters: &[Filter]) -> Result<(), SessionError> {
+        for filter in filters {
+            if self.must_start_over() {
+                break;
+            }
+            level::level(self, filter).await?;
+        }
+        Ok(())
+    }
+
     /// Gives the relay what it lacks of the user's own events and may have, oldest first.
-    async fn upload(&mut self, mut have: Vec<Item>) -> Result<(), SessionError> {
+    async fn upload(&mut self) -> Result<(), SessionError> {
+        let mut have: Vec<Item> = std::mem::take(&mut self.lacking).into_iter().collect();
         have.retain(|item| !self.unwanted.contains(&item.id));
-        have.sort_unstable();
         for part in have.chunks(UPLOADS_MAX) {
             let ids: Vec<EventId> = part.iter().map(|item| item.id).collect();
             let slots = self.link.about().slots;
@@ -88,6 +107,7 @@ impl Session {
             rules.queue(Content::Event(json), vec![self.relay.clone()]);
         }
         rules.link_up(&self.relay);
+        rules.fetched(&self.relay);
         if *self.link.auth() != Auth::NotAsked {
             rules.authenticated(&self.relay);
         }
@@ -131,7 +151,7 @@ impl Session {
     /// What comes next, or nothing when a pause is over. Without a pause, an answer is owed.
     async fn next_or_pause(&mut self, until_ms: Option<u64>) -> Result<Option<Incoming>, SessionError> {
         let Some(until_ms) = until_ms else {
-            return Ok(Some(self.link.next_within(self.answer_timeout).await?));
+            return Ok(Some(self.next_within().await?));
         };
         let wait = until_ms.saturating_sub(self.profile.world().now_ms());
         let waited = tokio::time::timeout(std::time::Duration::from_millis(wait), self.link.next()).await;
@@ -148,7 +168,7 @@ impl Party for Session {
     }
 
     async fn next(&mut self) -> Result<Incoming, SessionError> {
-        Ok(self.link.next_within(self.answer_timeout).await?)
+        self.next_within().await
     }
 
     async fn take_in(&mut self, incoming: Incoming) -> Result<(), SessionError> {
@@ -186,8 +206,10 @@ impl Party for Session {
 
     fn never_came(&mut self, _ids: Vec<EventId>) {}
 
+    /// Uploaded when everything is fetched, each once although the scopes overlap.
     async fn give(&mut self, have: Vec<Item>) -> Result<(), SessionError> {
-        self.upload(have).await
+        self.lacking.extend(have);
+        Ok(())
     }
 
     /// What cannot be read now is looked for again at the next catch-up; what can be had is not held up by it.
