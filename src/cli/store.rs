@@ -107,11 +107,8 @@ pub fn open_any(config: &Config) -> Result<Opened, Error> {
 #[cfg(feature = "postgres")]
 fn open_database(config: &Config) -> Result<Opened, Error> {
     use crate::store::postgres::{Options, PostgresStore};
-    let store = PostgresStore::open(&Options::of(config, &config.store)).map_err(|error| failed(config, error))?;
-    let retention = &config.retention;
-    if retention.max_disk_mb > 0 || retention.max_age_days > 0 || !retention.rules.is_empty() {
-        tracing::warn!("[retention] has no effect on a database: nothing is evicted there");
-    }
+    let options = Options { retention: retention(config), ..Options::of(config, &config.store) };
+    let store = PostgresStore::open(&options).map_err(|error| failed(config, error))?;
     Ok(Opened { store: Arc::new(store), embedded: None })
 }
 
