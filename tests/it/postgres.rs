@@ -3,6 +3,7 @@
 
 mod live;
 mod moving;
+mod operation;
 mod replica;
 mod trouble;
 
