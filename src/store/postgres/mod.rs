@@ -206,8 +206,8 @@ impl Store for PostgresStore {
 
     /// A round trip for each event that comes in would cost more than checking the signatures of the few that are known
     /// already; the batch finds those.
-    fn contains_at_hand(&self, _id: &EventId) -> Result<bool, StoreError> {
-        Ok(false)
+    fn contains_at_hand(&self, _id: &EventId) -> Result<Option<bool>, StoreError> {
+        Ok(None)
     }
 
     fn follow(&self, wake: Arc<dyn Fn() + Send + Sync>) -> Result<(), StoreError> {
