@@ -5,6 +5,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use super::look::Look;
 use super::negotiation::Negotiation;
 use super::query::Job;
 
@@ -18,6 +19,7 @@ const IN_FRONT_MAX: u32 = 4;
 pub(super) enum Work {
     Query(Job),
     Negotiation(Box<Negotiation>),
+    Look(Look),
 }
 
 /// See the module.
