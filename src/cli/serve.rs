@@ -123,11 +123,11 @@ async fn serve(
     opened.describe_owner(&owner);
     server.reach_out_by(Arc::new(sync::ByRelay { relay: server.relay().clone() }));
     let options = LinkOptions::from(&config.client);
-    let mirrors = Mirrors::start(server.relay(), mirrors, options, &World::system());
+    let mut mirrors = Mirrors::start(server.relay(), mirrors, options, &World::system());
     let metrics = server.serve_metrics().await;
     metrics.map_err(|error| Error::Failed(format!("cannot serve metrics (operation.metrics_listen): {error}")))?;
     announce(server.addr());
-    operation.run(&server).await;
+    operation.run(&server, &mut mirrors).await;
     mirrors.stop().await;
     tracing::info!("stopping; a second signal stops at once");
     let started = Instant::now();
@@ -138,7 +138,7 @@ async fn serve(
 }
 
 /// The relays that the settings name.
-fn mirrors(config: &Config) -> Result<Vec<Mirror>, Error> {
+pub fn mirrors(config: &Config) -> Result<Vec<Mirror>, Error> {
     let mirror = |mirror: &config::Mirror| {
         let key = Some(PathBuf::from(&mirror.key)).filter(|key| !key.as_os_str().is_empty());
         let (url, filters) = (mirror.url.clone(), mirror.filters.clone());
