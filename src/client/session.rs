@@ -23,6 +23,10 @@ use crate::sync::outbox::{Consequence, RelayUrl};
 /// Messages that are taken in before the disk is asked once for all of them.
 const BATCH_MAX: usize = 256;
 
+/// A relay sends back every event of ours that a subscription asks for. Of so many the echo costs more than to ask anew, once
+/// they are there, what has come meanwhile.
+const BACKLOG_MIN: usize = 128;
+
 /// Why a session ended.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
@@ -71,6 +75,8 @@ pub struct Session {
     pub(super) unwanted: HashSet<EventId>,
     /// Events that came and were new, or were uploaded and taken.
     pub(super) moved: usize,
+    /// So much is owed that it goes out first, before the relay is asked for what is new from now on.
+    pub(super) has_backlog: bool,
     /// What was asked before the keys were proven must be asked again.
     again: bool,
     /// Why the subscription for what is new was ended by the relay.
@@ -89,6 +95,7 @@ impl Session {
         let scopes = profile.routing().scopes(&relay, profile.keys().pubkey());
         // Before anything is looked at: what is owed meanwhile must be seen.
         let owed = profile.owed();
+        let has_backlog = !scopes.is_empty() && profile.owed_to(&relay) > BACKLOG_MIN;
         Session {
             link,
             relay,
@@ -100,6 +107,7 @@ impl Session {
             lacking: BTreeSet::new(),
             unwanted: HashSet::new(),
             moved: 0,
+            has_backlog,
             again: false,
             live_closed: None,
             owed,
@@ -151,6 +159,11 @@ impl Session {
             }
             self.pump_due = true;
             self.pump().await?;
+            if self.has_backlog && !self.is_backlog_going_out() {
+                self.has_backlog = false;
+                self.catch_up().await?;
+                continue;
+            }
             if stay == Stay::UntilSettled && self.profile.owed_to(&self.relay) == 0 {
                 return Ok(());
             }
@@ -166,6 +179,11 @@ impl Session {
             }
             self.reopen_if_closed().await?;
         }
+    }
+
+    /// As soon as it has to wait for anything but answers, what is new is no longer waited for.
+    fn is_backlog_going_out(&self) -> bool {
+        self.pump_at_ms.is_none() && self.profile.owed_to(&self.relay) > BACKLOG_MIN
     }
 
     /// Something may go out that could not before.
