@@ -3,7 +3,8 @@
 //! First a live subscription for what is new from here on. Then the sets are compared ([`super::level`]): deletions before
 //! the rest, so that nothing is fetched or uploaded that is deleted already. What the relay lacks is uploaded, oldest
 //! first, and the comparison is made again until nothing more moves. Never "since the newest event I have": devices that
-//! were offline publish old times.
+//! were offline publish old times. A device that owes much sends that first and then begins anew with the subscription, which
+//! would send all of it back.
 
 use std::collections::HashSet;
 
@@ -35,7 +36,9 @@ impl Session {
             .await;
             if !self.scopes.is_empty() {
                 let scopes = self.scopes.clone();
-                level::listen(self, &scopes).await?;
+                if !self.has_backlog {
+                    level::listen(self, &scopes).await?;
+                }
                 self.make_equal(&scopes).await?;
             }
             self.settle().await?;
@@ -43,9 +46,12 @@ impl Session {
                 break;
             }
         }
-        self.on_disk(|profile, relay| {
+        let is_live = !self.has_backlog;
+        self.on_disk(move |profile, relay| {
             profile.fetched(relay);
-            profile.tell(relay, |status| status.link = LinkState::Live);
+            if is_live {
+                profile.tell(relay, |status| status.link = LinkState::Live);
+            }
             profile.say_what_is_due()
         })
         .await?;

@@ -179,7 +179,12 @@ impl Profile {
 
     /// Seconds since 1970 by this machine's clock, corrected by what relays say.
     pub fn now_secs(&self) -> u64 {
-        self.state().clock.true_ms(self.world.now_ms()) / 1000
+        self.true_secs(&self.state().clock)
+    }
+
+    /// A clock that is wrong must not decide what has expired, as soon as a relay has told better.
+    fn true_secs(&self, clock: &Clock) -> u64 {
+        clock.true_ms(self.world.now_ms()) / 1000
     }
 
     /// Brings what is in memory to disk.
@@ -264,7 +269,8 @@ impl Profile {
         if state.collections.is_none() {
             let ours = Filter::from_json(&format!("{{\"#L\":[\"{}\"]}}", label::NAMESPACE)).expect("a constant");
             let mut collections = Collections::new(self.keys.pubkey());
-            self.cache.for_each(&[ours], self.world.now_ms() / 1000, |row| {
+            let now_secs = self.true_secs(&state.clock);
+            self.cache.for_each(&[ours], now_secs, |row| {
                 let event = event_of(row).and_then(|event| Verified::check(event).ok());
                 if let Some(event) = event {
                     collections.absorb(&event, &self.cipher, &mut state.clock);
@@ -317,7 +323,7 @@ impl Profile {
                 lasting.retain(|event| !self.is_own_head(event));
             }
         }
-        let verdicts = self.cache.put(&lasting, self.world.now_ms() / 1000)?;
+        let verdicts = self.cache.put(&lasting, self.true_secs(&state.clock))?;
         fault::point("outbox.cached");
         let mut taken = Taken::default();
         for (event, verdict) in lasting.iter().zip(verdicts) {

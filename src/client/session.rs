@@ -25,6 +25,10 @@ const BATCH_MAX: usize = 256;
 /// Events that a link remembers as offered; forgetting them costs a `duplicate:` each.
 const OFFERED_MAX: usize = 100_000;
 
+/// A relay sends back every event of ours that a subscription asks for. Of so many the echo costs more than to ask anew, once
+/// they are there, what has come meanwhile.
+const BACKLOG_MIN: usize = 128;
+
 /// Why a session ended.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
@@ -73,6 +77,8 @@ pub struct Session {
     pub(super) offered: HashSet<EventId>,
     /// Events that came and were new, or were uploaded and taken.
     pub(super) moved: usize,
+    /// So much is owed that it goes out first, before the relay is asked for what is new from now on.
+    pub(super) has_backlog: bool,
     /// What was asked before the keys were proven must be asked again.
     again: bool,
     /// Why the subscription for what is new was ended by the relay.
@@ -91,6 +97,7 @@ impl Session {
         let scopes = profile.routing().scopes(&relay, profile.keys().pubkey());
         // Before anything is looked at: what is owed meanwhile must be seen.
         let owed = profile.owed();
+        let has_backlog = !scopes.is_empty() && profile.owed_to(&relay) > BACKLOG_MIN;
         Session {
             link,
             relay,
@@ -102,6 +109,7 @@ impl Session {
             lacking: BTreeSet::new(),
             offered: HashSet::new(),
             moved: 0,
+            has_backlog,
             again: false,
             live_closed: None,
             owed,
@@ -153,6 +161,11 @@ impl Session {
             }
             self.pump_due = true;
             self.pump().await?;
+            if self.has_backlog && !self.is_backlog_going_out() {
+                self.has_backlog = false;
+                self.catch_up().await?;
+                continue;
+            }
             if stay == Stay::UntilSettled && self.profile.owed_to(&self.relay) == 0 {
                 return Ok(());
             }
@@ -168,6 +181,11 @@ impl Session {
             }
             self.reopen_if_closed().await?;
         }
+    }
+
+    /// As soon as it has to wait for anything but answers, what is new is no longer waited for.
+    fn is_backlog_going_out(&self) -> bool {
+        self.pump_at_ms.is_none() && self.profile.owed_to(&self.relay) > BACKLOG_MIN
     }
 
     /// Something may go out that could not before.

@@ -336,13 +336,30 @@ impl Training {
     /// Takes a deletion request. Whether it says anything new. What the operator marked is not undone by it.
     pub fn take_deletion(&mut self, request: &Event) -> bool {
         let news = self.deletions.take(request);
-        if news {
-            self.obey();
+        if news.vanished {
+            self.obey_all();
         }
-        news
+        for id in &news.ids {
+            self.obey(id);
+        }
+        !news.is_empty()
     }
 
-    fn obey(&mut self) {
+    /// What this id names goes, if it was deleted by its author.
+    fn obey(&mut self, id: &EventId) {
+        let deletions = &self.deletions;
+        if self.contributions.get(id).is_some_and(|given| deletions.covers(&given.author, id)) {
+            self.contributions.remove(id);
+        }
+        self.ratings.retain(|_, ratings| {
+            if ratings.get(id).is_some_and(|rating| deletions.covers(&rating.rater, id)) {
+                ratings.remove(id);
+            }
+            !ratings.is_empty()
+        });
+    }
+
+    fn obey_all(&mut self) {
         let deletions = &self.deletions;
         self.contributions.retain(|id, given| !deletions.cover(&given.author, id, given.created_at));
         for ratings in self.ratings.values_mut() {
@@ -364,7 +381,7 @@ impl Training {
         for (key, (version, aggregate)) in other.aggregates {
             self.put_aggregate(key, version, aggregate);
         }
-        self.obey();
+        self.obey_all();
     }
 }
 

@@ -58,8 +58,11 @@ impl Profile {
     pub fn link_up(&self, relay: &RelayUrl, arrival: Arrival) -> Result<(), StoreError> {
         let mut state = self.state();
         let state = &mut *state;
-        // The clock must know every stamp before drafts are dated anew. (Those of drafts it knows since they were written,
-        // or since the start.)
+        // What has expired is judged by the relay's clock, and the clock must know every stamp before
+        // drafts are dated anew. (Those of drafts it knows since they were written, or since the start.)
+        if let Some(offset_ms) = arrival.clock_offset_ms {
+            state.clock.correct(offset_ms);
+        }
         self.collections(state)?;
         let rules = state.outbox.rules_mut();
         rules.link_up(relay);
@@ -67,8 +70,7 @@ impl Profile {
             rules.authenticated(relay);
         }
         let mut changes = rules.settle_unsuited(relay, |entry| suits(entry, arrival.slots));
-        if let Some(offset_ms) = arrival.clock_offset_ms {
-            state.clock.correct(offset_ms);
+        if arrival.clock_offset_ms.is_some() {
             changes.extend(rules.restamp(&mut state.clock, self.world.now_ms()));
         }
         state.up.insert(relay.clone());
