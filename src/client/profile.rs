@@ -36,6 +36,7 @@ use super::status::{RelayStatus, Status};
 use super::unwanted::Unwanted;
 use crate::protocol::item::Item;
 use crate::protocol::supersede::Verdict;
+use crate::protocol::verify::Hashed;
 use crate::protocol::{Event, EventId, Filter, PublicKey, Verified, label};
 use crate::store::dir::write_atomically;
 use crate::store::log::io_at;
@@ -283,9 +284,8 @@ impl Profile {
             let mut collections = Collections::new(self.keys.pubkey());
             let now_secs = self.true_secs(&state.clock);
             self.cache.for_each(&[ours], now_secs, |row| {
-                let event = event_of(row).and_then(|event| Verified::check(event).ok());
-                if let Some(event) = event {
-                    collections.absorb(&event, &self.cipher, &mut state.clock);
+                if let Some(Ok(event)) = event_of(row).map(Hashed::check) {
+                    collections.absorb(&event.from_store(), &self.cipher, &mut state.clock);
                 }
             })?;
             state.collections = Some(collections);
