@@ -7,7 +7,7 @@
 //!  │  └ session, catchup      one link at work: make both sides equal, send what is owed, take what comes
 //!  │     └ link, dial         one socket: TLS, pings, NIP-42, the relay's clock
 //! profile    the order of writing: outbox → cache → collections; what a link is to send next
-//!    └ outbox (journal), cache (an embedded store), routing, local
+//!    └ outbox (journal), cache (an embedded store), unwanted (journal), routing, local
 //!
 //! level             two sides made equal over a link: the same for a profile and for a relay's own store
 //! stream, mirrors   a relay's own store made equal with other relays, by the same links: `sledge sync`, `[[mirror]]`
@@ -37,5 +37,6 @@ pub mod routing;
 pub mod session;
 pub mod status;
 pub mod stream;
+pub mod unwanted;
 
 pub use app::{Client, ClientError};

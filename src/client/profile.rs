@@ -6,6 +6,7 @@
 //! ```text
 //! device           this device's number in the hybrid logical clock, 16 hex digits
 //! outbox.journal   what is owed: the app's writes; private, since drafts are in the clear
+//! unwanted.journal what need not be moved between this device and a relay
 //! local.json       settings that stay on this device; private
 //! cache/           events that are signed, own and foreign, as an embedded store; holds the lock on the profile
 //! ```
@@ -31,8 +32,9 @@ use super::keys::Keys;
 use super::outbox::{DurableOutbox, OutboxError};
 use super::routing::{self, RELAY_LIST, RelayList, Routing};
 use super::status::{RelayStatus, Status};
+use super::unwanted::Unwanted;
 use crate::protocol::supersede::Verdict;
-use crate::protocol::{Event, Filter, PublicKey, Verified, label};
+use crate::protocol::{Event, EventId, Filter, PublicKey, Verified, label};
 use crate::store::dir::write_atomically;
 use crate::store::log::io_at;
 use crate::store::{StoreError, fault};
@@ -79,6 +81,14 @@ pub struct Profile {
     status: watch::Sender<Status>,
 }
 
+/// What became of events that a relay gave.
+#[derive(Debug, Default)]
+struct Taken {
+    new: usize,
+    /// Overtaken or deleted here: coming again would change nothing.
+    unwanted: Vec<EventId>,
+}
+
 /// What changes together, under one lock.
 struct State {
     outbox: DurableOutbox,
@@ -90,6 +100,7 @@ struct State {
     up: BTreeSet<RelayUrl>,
     /// Signed and durable, but not yet in the cache.
     uncached: Vec<Verified<Event>>,
+    unwanted: Unwanted,
 }
 
 impl Profile {
@@ -107,6 +118,7 @@ impl Profile {
         outbox.rules().drafts().for_each(|(_, draft)| clock.resume(&draft.written));
         let dice = world.clone();
         let cipher = Nip44::new(&keys.secret_bytes(), move || dice.random_32()).expect("a key that signs also seals");
+        let unwanted = Unwanted::open(&options.dir.join("unwanted.journal"), world.now_ms() / 1000)?;
         let (relays, up, uncached) = (BTreeMap::new(), BTreeSet::new(), Vec::new());
         let profile = Profile {
             dir: options.dir.clone(),
@@ -115,7 +127,7 @@ impl Profile {
             world,
             routing: Routing::new(&options.relays, &options.training_relays),
             cache,
-            state: Mutex::new(State { outbox, clock, collections: None, relays, up, uncached }),
+            state: Mutex::new(State { outbox, clock, collections: None, relays, up, uncached, unwanted }),
             news: broadcast::Sender::new(NEWS_MAX),
             owed: watch::Sender::new(0),
             status: watch::Sender::new(Status::default()),
@@ -294,8 +306,8 @@ impl Profile {
         found.ok()?.first().map(RelayList::of)
     }
 
-    /// Puts events into the collections and the cache, and tells subscribers what was new. How many were.
-    fn put(&self, state: &mut State, events: &[Verified<Event>]) -> Result<usize, StoreError> {
+    /// Puts events into the collections and the cache, and tells subscribers what was new.
+    fn put(&self, state: &mut State, events: &[Verified<Event>]) -> Result<Taken, StoreError> {
         let mut lasting: Vec<Verified<Event>> =
             events.iter().filter(|event| !event.kind.is_ephemeral()).cloned().collect();
         if lasting.iter().any(|event| self.is_own_head(event)) {
@@ -313,15 +325,19 @@ impl Profile {
         }
         let verdicts = self.cache.put(&lasting, self.true_secs(&state.clock))?;
         fault::point("outbox.cached");
-        let mut new = 0;
+        let mut taken = Taken::default();
         for (event, verdict) in lasting.iter().zip(verdicts) {
-            if verdict == Verdict::Store {
-                new += 1;
-                // Nobody listens: that is no failure.
-                let _ = self.news.send(Arc::new((**event).clone()));
+            match verdict {
+                Verdict::Store => {
+                    taken.new += 1;
+                    // Nobody listens: that is no failure.
+                    let _ = self.news.send(Arc::new((**event).clone()));
+                }
+                Verdict::Duplicate => {}
+                _ => taken.unwanted.push(event.id),
             }
         }
-        Ok(new)
+        Ok(taken)
     }
 
     fn is_own_head(&self, event: &Event) -> bool {

@@ -22,6 +22,8 @@ use crate::sync::outbox::{Consequence, RelayUrl};
 
 /// Messages that are taken in before the disk is asked once for all of them.
 const BATCH_MAX: usize = 256;
+/// Events that a link remembers as offered; forgetting them costs a `duplicate:` each.
+const OFFERED_MAX: usize = 100_000;
 
 /// A relay sends back every event of ours that a subscription asks for. Of so many the echo costs more than to ask anew, once
 /// they are there, what has come meanwhile.
@@ -71,8 +73,8 @@ pub struct Session {
     answers: Vec<Answer>,
     /// What the relay lacks, as found so far.
     pub(super) lacking: BTreeSet<Item>,
-    /// Events that the relay would not take when it lacked them.
-    pub(super) unwanted: HashSet<EventId>,
+    /// Events that the relay has judged over this link, taken or not: they are not offered again.
+    pub(super) offered: HashSet<EventId>,
     /// Events that came and were new, or were uploaded and taken.
     pub(super) moved: usize,
     /// So much is owed that it goes out first, before the relay is asked for what is new from now on.
@@ -105,7 +107,7 @@ impl Session {
             arrived: Vec::new(),
             answers: Vec::new(),
             lacking: BTreeSet::new(),
-            unwanted: HashSet::new(),
+            offered: HashSet::new(),
             moved: 0,
             has_backlog,
             again: false,
@@ -248,8 +250,7 @@ impl Session {
             }
             Incoming::Message(RelayMessage::Ok { id, accepted, text }) => {
                 if matches!(judge(accepted, &text), Consequence::Settle(_) | Consequence::Bury) {
-                    // Whatever the next comparison says: it was offered.
-                    self.unwanted.insert(id);
+                    self.was_offered(id);
                 }
                 self.answers.push(Answer { id, accepted, text });
                 self.pump_due = true;
@@ -267,6 +268,14 @@ impl Session {
                 self.profile.authenticated(&self.relay);
             }
         }
+    }
+
+    /// Whatever the next comparison says, the relay has judged this event.
+    pub(super) fn was_offered(&mut self, id: EventId) {
+        if self.offered.len() >= OFFERED_MAX {
+            self.offered.clear();
+        }
+        self.offered.insert(id);
     }
 
     /// As [`Session::take`], and to the disk where much has come.
@@ -294,13 +303,10 @@ impl Session {
             if !answers.is_empty() {
                 profile.answered(relay, &answers)?;
             }
-            let new = profile.take(arrived)?;
-            if new > 0 {
-                profile.tell(relay, |status| status.fetched += new);
-            }
-            Ok(())
+            profile.take_from(relay, arrived)
         })
-        .await
+        .await?;
+        Ok(())
     }
 
     /// What was asked before the keys were proven is asked anew.

@@ -508,8 +508,13 @@ impl Training {
     /// Withdraws an own contribution; `None` if there is none.
     pub fn withdraw(&self, me: &PublicKey, target: &EventId) -> Option<Op> {
         let given = self.contributions.get(target).filter(|given| given.author == *me)?;
-        let ids = vec![*target];
-        Some(Op::Delete(Deletion { training: true, addresses: Vec::new(), ids, not_before: given.created_at }))
+        Some(Op::Delete(Deletion {
+            training: true,
+            addresses: Vec::new(),
+            ids: vec![*target],
+            not_before: given.created_at,
+            readers: given.terms.curators.clone(),
+        }))
     }
 }
 

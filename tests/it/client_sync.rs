@@ -395,3 +395,48 @@ fn what_is_signed_first_is_dated_first() {
     assert_eq!((message, deletion.kind), (&first[0], Kind::DELETION));
     assert!(deletion.created_at >= message.created_at, "{} before {}", deletion.created_at, message.created_at);
 }
+
+/// A message of a shared chat is deleted: whoever could read it is told by the relay and shows it no longer, also
+/// somebody who was taken out of the chat in the meantime.
+#[tokio::test(flavor = "multi_thread")]
+async fn t34_readers_of_a_message_learn_of_its_deletion() {
+    let relay = relay().await;
+    let [owner, friend, former] = [1, 2, 3].map(|user| Device::new(user, &[&url(&relay)]));
+    let key = |device: &Device| device.profile().keys().pubkey();
+    let chat = ChatKey { owner: key(&owner), id: "c".to_owned() };
+    let write = |make: &dyn Fn(&ChatView<'_>) -> Op| {
+        let op = owner.profile().see(|all, drafts| make(&all.chat_view(drafts.iter().copied()))).unwrap();
+        owner.profile().write(vec![op]).unwrap();
+    };
+    let shown = |device: &Device| {
+        device.profile().see(|all, drafts| all.chat_view(drafts.iter().copied()).messages(&chat).len()).unwrap()
+    };
+    write(&|view| view.share("c", &[key(&friend), key(&former)]));
+    write(&|view| view.send(&chat, "m", "user", "regrettable", json!(null)).unwrap());
+    write(&|view| view.send(&chat, "n", "user", "harmless", json!(null)).unwrap());
+    owner.sync().await;
+    for device in [&friend, &former] {
+        device.sync().await;
+        assert_eq!(shown(device), 2);
+    }
+    write(&|view| view.share("c", &[key(&friend)]));
+    owner.sync().await;
+    write(&|view| view.delete(&chat, "m").unwrap());
+    owner.sync().await;
+    friend.sync().await;
+    assert_eq!(shown(&friend), 1);
+    former.sync().await;
+    let deletions = |device: &Device| device.profile().cache().query(&[deletions()], today()).unwrap().len();
+    assert_eq!([deletions(&friend), deletions(&former)], [1, 1]);
+    let mut stranger = relay.client().await;
+    assert!(stranger.query(json!({"kinds": [5]})).await.events.is_empty(), "nobody else is shown what was deleted");
+    write(&|view| view.delete_chat("c").remove(0));
+    owner.sync().await;
+    friend.sync().await;
+    assert_eq!(shown(&friend), 0);
+    assert!(friend.profile().see(|all, _| all.chat_view([]).list().is_empty()).unwrap());
+}
+
+fn deletions() -> Filter {
+    Filter { kinds: Some(vec![Kind::DELETION]), ..Filter::default() }
+}
