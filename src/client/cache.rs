@@ -8,11 +8,12 @@
 //! told how much there is, and decides. What replaced and deleted events take is freed.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::protocol::item::Item;
 use crate::protocol::supersede::Verdict;
-use crate::protocol::{Event, EventId, Filter, Verified, Visibility};
+use crate::protocol::{Event, EventId, Filter, PublicKey, Verified, Visibility};
 use crate::store::compact::Pace;
 use crate::store::embedded::{EmbeddedStore, Options};
 use crate::store::index::Engine;
@@ -91,7 +92,7 @@ impl Cache {
     /// # Errors
     /// When the store cannot be read.
     pub fn for_each(&self, filters: &[Filter], now_secs: u64, mut each: impl FnMut(&Row)) -> Result<(), StoreError> {
-        let mut scan = self.scan(filters, now_secs)?;
+        let mut scan = self.scan(filters, now_secs, Visibility::everything())?;
         let mut rows = Vec::new();
         loop {
             let budget = PageBudget { bytes_max: PAGE_BYTES_MAX, until: Instant::now() + STEP_TIME_MAX };
@@ -114,13 +115,16 @@ impl Cache {
         Ok(events)
     }
 
-    /// Time and id of everything that a filter matches, in NIP-77's order: what a reconciliation compares.
+    /// Time and id of everything that a filter matches and a relay would show `reader`, in NIP-77's order: what a
+    /// reconciliation compares. Versions of settings that others have replaced stay out, and so do all of them where the
+    /// filter does not ask for settings; otherwise they would seem to be lacking at the relay each time.
     ///
     /// # Errors
     /// As [`Cache::for_each`].
-    pub fn items(&self, filter: &Filter, now_secs: u64) -> Result<Vec<Item>, StoreError> {
+    pub fn items(&self, filter: &Filter, now_secs: u64, reader: PublicKey) -> Result<Vec<Item>, StoreError> {
         let unlimited = Filter { limit: None, ..filter.clone() };
-        let mut scan = self.scan(std::slice::from_ref(&unlimited), now_secs)?;
+        let visible = Visibility::of(Arc::default(), Arc::new([reader]));
+        let mut scan = self.scan(std::slice::from_ref(&unlimited), now_secs, visible)?;
         let mut items = Vec::new();
         while scan.items(Instant::now() + STEP_TIME_MAX, &mut items)? == Progress::Paused {}
         items.sort_unstable();
@@ -161,14 +165,14 @@ impl Cache {
         }
     }
 
-    fn scan(&self, filters: &[Filter], now_secs: u64) -> Result<Box<dyn Scan>, StoreError> {
+    fn scan(&self, filters: &[Filter], now_secs: u64, visible: Visibility) -> Result<Box<dyn Scan>, StoreError> {
         let wanted = |filter: &Filter| {
             let limit = filter.limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
             Wanted { filter: filter.clone(), limit, whole_seconds: false }
         };
         let asked = filters.iter().filter(|filter| filter.limit != Some(0) && !filter.matches_nothing());
         let wanted = asked.map(wanted).collect();
-        self.store.scan(Query { wanted, now: now_secs, before: None, visible: Visibility::everything() })
+        self.store.scan(Query { wanted, now: now_secs, before: None, visible })
     }
 }
 
@@ -221,7 +225,7 @@ mod tests {
         let all = [Filter::default()];
         assert_eq!(cache.query(&all, NOW).unwrap(), [(*versions[0]).clone()]);
         let item = Item { created_at: NOW + 3, id: versions[0].id };
-        assert_eq!(cache.items(&all[0], NOW).unwrap(), [item]);
+        assert_eq!(cache.items(&all[0], NOW, versions[0].pubkey).unwrap(), [item]);
         assert!(cache.contains(&versions[0].id).unwrap() && cache.count() == 1);
         assert!(cache.query(&[Filter { limit: Some(0), ..Filter::default() }], NOW).unwrap().is_empty());
     }

@@ -60,7 +60,9 @@ impl Session {
 
     async fn make_equal(&mut self, scopes: &[Filter]) -> Result<(), SessionError> {
         let deletions: Vec<Filter> = scopes.iter().filter_map(deletions_in).collect();
-        for _ in 0..PASSES_MAX {
+        // A backlog is followed by another catch-up, which sees what is left.
+        let passes = if self.has_backlog { 1 } else { PASSES_MAX };
+        for _ in 0..passes {
             let before = self.moved;
             self.level_all(&deletions).await?;
             self.upload().await?;
@@ -77,7 +79,9 @@ impl Session {
                 return Ok(());
             }
         }
-        tracing::info!(relay = %self.relay, "still not equal after {PASSES_MAX} passes; the next link goes on");
+        if !self.has_backlog {
+            tracing::info!(relay = %self.relay, "still not equal after {PASSES_MAX} passes; the next link goes on");
+        }
         Ok(())
     }
 

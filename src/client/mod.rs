@@ -40,5 +40,6 @@ pub mod session;
 pub mod status;
 pub mod stream;
 pub mod unwanted;
+pub mod wire;
 
 pub use app::{Client, ClientError};

@@ -275,7 +275,7 @@ impl Profile {
     /// When the cache cannot be read.
     pub fn items_for(&self, relay: &RelayUrl, filter: &Filter) -> Result<Vec<Item>, StoreError> {
         let now_secs = self.now_secs();
-        let mut items = self.cache.items(filter, now_secs)?;
+        let mut items = self.cache.items(filter, now_secs, self.keys.pubkey())?;
         let state = self.state();
         if state.unwanted.has(relay) {
             items.retain(|item| matches!(state.unwanted.why(relay, &item.id, now_secs), None | Some(Why::NotHere)));
