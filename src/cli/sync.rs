@@ -13,7 +13,7 @@ use indicatif::ProgressBar;
 use tokio::sync::watch;
 
 use super::interrupt::Interrupt;
-use super::progress::{self, number};
+use super::progress::{self, number, size};
 use super::store::{self, Access};
 use super::{control, filter};
 use crate::client::clock::World;
@@ -211,7 +211,7 @@ fn by_relay(config: &Config, request: SyncRequest) -> Result<Moved, Error> {
     }
 }
 
-/// `fetched 12 · sent 3`, and what else there is to say.
+/// `fetched 12 · sent 3 · rounds 4 · 12.0 KiB up · 30.5 KiB down`, and what else there is to say.
 fn summary(moved: &Moved) -> String {
     let parts = [
         ("fetched", moved.stored, true),
@@ -221,7 +221,10 @@ fn summary(moved: &Moved) -> String {
         ("not given", moved.missing, false),
     ];
     let told = parts.iter().filter(|(_, count, always)| *always || *count > 0);
-    let told: Vec<String> = told.map(|(what, count, _)| format!("{what} {}", number(*count))).collect();
+    let mut told: Vec<String> = told.map(|(what, count, _)| format!("{what} {}", number(*count))).collect();
+    told.push(format!("rounds {}", number(moved.rounds)));
+    told.push(format!("{} up", size(moved.bytes_up)));
+    told.push(format!("{} down", size(moved.bytes_down)));
     told.join(" · ") + "\n"
 }
 

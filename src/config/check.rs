@@ -162,6 +162,7 @@ fn client_ranges(config: &Config) -> Vec<Range> {
     let c = &config.client;
     vec![
         ("client.outbox_mb_max", c.outbox_mb_max, 1..=MIB),
+        ("client.cache_mb_warn", c.cache_mb_warn, 1..=MIB),
         ("client.memory_mb", c.memory_mb as u64, 1..=65_536),
         ("client.visit_timeout_secs", c.visit_timeout_secs, 1..=DAY_SECS),
         ("client.connect_timeout_ms", c.connect_timeout_ms, 100..=600_000),

@@ -46,6 +46,10 @@ pub struct Moved {
     pub unwanted: u64,
     /// Messages of reconciliation that were sent.
     pub rounds: u64,
+    /// Bytes sent on the wire.
+    pub bytes_up: u64,
+    /// Bytes that came on the wire.
+    pub bytes_down: u64,
 }
 
 impl Moved {

@@ -351,17 +351,21 @@ async fn the_command_makes_a_store_equal() {
         args.extend(more.iter().map(|arg| (*arg).to_owned()));
         args
     };
-    assert_eq!(
-        serde_json::from_str::<Value>(&run(sync(&["--direction", "both", "--json"])).ok()).unwrap()["stored"],
-        100
-    );
+    let moved: Value = serde_json::from_str(&run(sync(&["--direction", "both", "--json"])).ok()).unwrap();
+    assert_eq!(moved["stored"], 100);
+    // What was sent and what came went over the wire as JSON, and the comparison with it.
+    let least: usize = notes[..100].iter().map(|note| json_of(note).len()).sum();
+    assert!(moved["bytes_down"].as_u64().unwrap() > least as u64, "{moved}");
+    assert!(moved["bytes_up"].as_u64().unwrap() > 0 && moved["rounds"].as_u64().unwrap() >= 3, "{moved}");
     assert_eq!(all(&there).await, ids(&notes));
-    assert_eq!(run(sync(&["--direction", "both"])).ok(), "fetched 0 · sent 0\n");
+    let said = run(sync(&["--direction", "both"])).ok();
+    assert!(said.starts_with("fetched 0 · sent 0 · rounds 2 · "), "{said}");
 
     let more = Keys::new(2).note(NOW, "new there");
     store(&there, std::slice::from_ref(&more)).await;
     let serving = binary.serve();
-    assert_eq!(run(sync(&["--filter", r#"{"kinds":[1]}"#])).ok(), "fetched 1 · sent 0\n");
+    let said = run(sync(&["--filter", r#"{"kinds":[1]}"#])).ok();
+    assert!(said.starts_with("fetched 1 · sent 0 · rounds "), "{said}");
     drop(serving);
 
     let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
