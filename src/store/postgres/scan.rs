@@ -370,19 +370,16 @@ struct Answer {
 
 impl Ask<'_> {
     async fn run(&self, connection: &mut PgConnection) -> Result<Answer, Failure> {
-        let mut statement = QueryBuilder::new("SELECT place.number, event.created_at, event.id, event.bytes, (");
-        self.push_conditions(&mut statement);
-        statement.push(") AS fits, CASE WHEN ");
+        let mut statement = QueryBuilder::new("SELECT number, created_at, id, bytes, fits, ");
         match self.with_small_json {
-            true => {
-                statement.push("event.bytes <= ").push(SMALL_JSON_BYTES).push(" AND (");
-                self.push_conditions(&mut statement);
-                statement.push(")");
-            }
-            false => _ = statement.push("false"),
-        }
-        statement.push(" THEN event.json END FROM ");
+            true => statement.push("CASE WHEN fits AND bytes <= ").push(SMALL_JSON_BYTES).push(" THEN json END"),
+            false => statement.push("NULL"),
+        };
+        statement.push(" FROM (SELECT place.number, event.created_at, event.id, event.bytes, event.json, (");
+        self.push_conditions(&mut statement);
+        statement.push(") AS fits FROM ");
         self.push_entries(&mut statement);
+        statement.push(") AS entry");
         let rows = statement.build().fetch_all(connection).await?;
         self.read(&rows)
     }
