@@ -81,6 +81,21 @@ impl ProfileArgs {
         visiting: Visiting,
         work: impl FnOnce(&Client) -> Result<T, Error>,
     ) -> Result<T, Error> {
+        let (mut work, mut done) = (Some(work), None);
+        self.drive(config, visiting, &mut |client| {
+            done = work.take().map(|work| work(client)).transpose()?;
+            Ok(())
+        })?;
+        Ok(done.expect("the work is done once"))
+    }
+
+    /// Apart from [`Self::run`], so that it is compiled once and not for every command.
+    fn drive(
+        &self,
+        config: &Config,
+        visiting: Visiting,
+        work: &mut dyn FnMut(&Client) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         let client = self.open(config)?;
         super::remote::block_on(async {
             if visiting == Visiting::Before {
@@ -91,9 +106,8 @@ impl ProfileArgs {
                 visit(&client, config).await;
             }
             let closed = client.close(CLOSE_TIME_MAX).await;
-            let done = done?;
-            closed.map_err(store_failed)?;
-            Ok(done)
+            done?;
+            closed.map_err(store_failed)
         })
     }
 

@@ -26,7 +26,7 @@ pub fn ask(config: &Config, request: Request, progress: &dyn Fn(u64, u64)) -> Re
         socket.set_write_timeout(Some(SILENCE_TIME_MAX))?;
         (&socket).write_all(format!("{}\n", serde_json::to_string(&request)?).as_bytes())?;
         for line in BufReader::new(&socket).lines() {
-            match serde_json::from_str(&line?)? {
+            match serde_json::from_slice(line?.as_bytes())? {
                 Answer::Progress { done, total } => progress(done, total),
                 last => return Ok(Some(last)),
             }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
-use super::{Config, ConfigError};
+use super::{Config, ConfigError, read};
 
 /// Sections and keys that take effect without a restart. Limits of [`Config::limits`] that a connection or a thread was
 /// made with hold for connections that are made afterwards.
@@ -59,14 +59,16 @@ pub fn reload(current: &Config, wanted: &Config) -> Result<Reloaded, ConfigError
     let (mut in_force, wanted_table) = (table_of(current), table_of(wanted));
     let (mut applied, mut needs_restart) = (Vec::new(), Vec::new());
     merge(&mut in_force, &wanted_table, "", &mut applied, &mut needs_restart);
-    let mut config: Config = in_force.try_into().expect("tables of settings become settings");
+    let mut config = read::parse(&in_force.to_string(), None)?;
     config.origin = wanted.origin.clone();
     super::check::check(&config)?;
     Ok(Reloaded { config, applied, needs_restart })
 }
 
+/// By way of text, as all settings come, so that they need no serialiser for another form.
 fn table_of(config: &Config) -> toml::Table {
-    toml::Table::try_from(config).expect("settings are numbers, texts and lists")
+    let text = toml::to_string(config).expect("settings are numbers, texts and lists");
+    text.parse().expect("what was written as TOML is TOML")
 }
 
 /// Copies reloadable values of `wanted` into `table` and sorts the names of what differs. A key that one of the two leaves

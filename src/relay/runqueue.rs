@@ -102,7 +102,7 @@ mod tests {
     fn order(queue: &mut RunQueue) -> Vec<Serial> {
         let serial = |work| match work {
             Work::Query(job) => job.serial(),
-            Work::Negotiation(_) => unreachable!("only queries were queued"),
+            Work::Negotiation(_) | Work::Look(_) => unreachable!("only queries were queued"),
         };
         std::iter::from_fn(|| queue.next()).map(serial).collect()
     }

@@ -50,8 +50,11 @@ impl Place<'_> {
     }
 }
 
+/// What is to hold in a place.
+type Test<'a> = dyn Fn(&Place<'_>) + 'a;
+
 /// The rules hold on whatever store, each test in a place of its own.
-pub fn run_all(anywhere: &dyn Fn(&dyn Fn(&Place<'_>))) {
+pub fn run_all(anywhere: &dyn Fn(&Test<'_>)) {
     anywhere(&events_beyond_their_age_go);
     anywhere(&the_quota_evicts_the_oldest_first);
     anywhere(&named_kinds_make_room_before_all_others);
