@@ -115,7 +115,8 @@ pub struct Invite {
 
 impl Default for Decisions {
     fn default() -> Self {
-        serde_json::from_slice(format!("{{\"version\":{VERSION}}}").as_bytes()).expect("every other field has a default")
+        serde_json::from_slice(format!("{{\"version\":{VERSION}}}").as_bytes())
+            .expect("every other field has a default")
     }
 }
 
