@@ -12,8 +12,9 @@ use bytes::Bytes;
 
 /// Parts with a lock each, so that query threads seldom wait for one another.
 const SHARDS: usize = 16;
-/// Longer records are not kept: few are, and one would push out hundreds of others.
-const RECORD_BYTES_MAX: usize = 16 * 1024;
+/// A record that takes more than one part in so many of its shard is not kept: it would push out too many others. Lists
+/// of contacts, which are long and much asked for, should fit.
+const RECORDS_MIN: usize = 8;
 /// What keeping a record takes beside its bytes, about.
 const OVERHEAD_BYTES: usize = 128;
 
@@ -71,7 +72,7 @@ impl Hot {
 
     /// Keeps the record at `offset`, which was read after it was missed here.
     pub fn keep(&self, offset: u64, miss: Miss, record: &Bytes) {
-        if self.shard_bytes_max == 0 || record.len() > RECORD_BYTES_MAX {
+        if record.len() > self.shard_bytes_max / RECORDS_MIN {
             return;
         }
         let mut shard = self.shard(offset);
@@ -179,9 +180,10 @@ mod tests {
     /// Very long records, and a cache of nothing.
     #[test]
     fn some_are_not_kept() {
-        let hot = Hot::new(1 << 30);
-        read(&hot, 1, &record(1, RECORD_BYTES_MAX + 1));
-        assert!(!is_kept(&hot, 1));
+        let hot = Hot::new(SHARDS * RECORDS_MIN * 1_000);
+        read(&hot, 1, &record(1, 1_000));
+        read(&hot, 2, &record(1, 1_001));
+        assert!(is_kept(&hot, 1) && !is_kept(&hot, 2));
         let none = Hot::default();
         read(&none, 1, &record(1, 1));
         none.forget([offset(1)].into_iter());
