@@ -328,6 +328,14 @@ impl Config {
         Path::new(&self.store)
     }
 
+    /// The directory in which commands find the relay that has the store.
+    pub fn control_dir(&self) -> &Path {
+        match postgres::is_database(&self.store) {
+            true => Path::new(&self.postgres.control_dir),
+            false => self.store_dir(),
+        }
+    }
+
     /// Index entries that one run of the write buffer holds.
     pub fn index_run_entries(&self) -> usize {
         match self.storage.index_run_entries_max {

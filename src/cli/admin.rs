@@ -59,7 +59,7 @@ pub fn run(args: AdminArgs, config: Config, out: &mut impl Write) -> Result<Exit
     store::must_exist(&config)?;
     let method = if args.method == "invite" { "createinvite".to_owned() } else { args.method };
     let params = args.params.into_iter().map(Value::String).collect();
-    let result = match store::open_or_reach(&config)? {
+    let result = match store::reach_or_open(&config)? {
         Access::Own(opened) => {
             let config = Arc::new(config);
             let call = Call { caller: Caller::Operator, method, params };

@@ -11,12 +11,12 @@ use crate::server::control::{Answer, FILE, Request};
 /// How long the relay may be silent: it gives a sign of life every half second.
 const SILENCE_TIME_MAX: Duration = Duration::from_secs(60);
 
-/// Asks the relay on the store's directory and returns its last answer; `progress` is told bytes done, and in all.
+/// Asks the relay that has the store and returns its last answer; `progress` is told bytes done, and in all.
 ///
 /// # Errors
 /// [`Error::Failed`] when it cannot be reached, goes away or refuses.
 pub fn ask(config: &Config, request: Request, progress: &dyn Fn(u64, u64)) -> Result<Answer, Error> {
-    let path = config.store_dir().join(FILE);
+    let path = config.control_dir().join(FILE);
     let failed = |what: &str| Error::Failed(format!("the relay that has the store {what} ({})", path.display()));
     let socket = UnixStream::connect(&path).map_err(|error| {
         failed(&format!("cannot be reached: {error}; stop it to have this command work on the store itself"))

@@ -67,10 +67,11 @@ pub fn run(
     let reread = Reread { file, store, listen: args.listen };
     let passed = systemd::passed_listener();
     raise_open_files(&config);
-    let (opened, taken) = match args.take_over {
+    let (mut opened, taken) = match args.take_over {
         true => takeover::open(&config)?,
         false => (store::open_any(&config)?, None),
     };
+    opened.take_control_dir(&config);
     let sockets = sockets_for(&config, passed, taken);
     log_opening(&config, &opened);
     warn_of_unknown_name(&config);
@@ -111,10 +112,13 @@ async fn serve(
         None => Server::start(Arc::clone(config), store, Clock::system()).await,
     };
     let mut server = server.map_err(|error| cannot_listen(config.listen, &error))?;
-    if let Some(store) = opened.in_directory()
-        && let Err(error) = server.listen_for_commands(&store.path())
+    if let Some(dir) = opened.control_dir()
+        && let Err(error) = server.listen_for_commands(&dir)
     {
         tracing::warn!(%error, "no control socket: `sledge compact` and `sledge status` will not reach this relay");
+    }
+    if let Some(store) = opened.in_directory() {
+        server.watch_disk_of(&store.path());
     }
     let owner = format!("sledge serve (process {}) on ws://{}", std::process::id(), reachable(server.addr()));
     opened.describe_owner(&owner);

@@ -57,7 +57,7 @@ struct Served {
 pub fn run(args: &StatusArgs, config: &Config, out: &mut impl Write) -> Result<ExitCode, Error> {
     store::must_exist(config)?;
     let path = store::shown(config);
-    let text = match store::open_or_reach(config)? {
+    let text = match store::reach_or_open(config)? {
         Access::Own(opened) => {
             let stats = store::with_open(config, &opened, |opened| Ok::<_, Error>(opened.stats()))?;
             let formats = Formats { log_format: log::FORMAT_VERSION, index_schema: schema::SCHEMA_VERSION };

@@ -2,6 +2,7 @@
 //! wrong and what to do.
 
 use std::ops::Deref;
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -33,6 +34,8 @@ pub struct Opened {
     store: Arc<dyn Store>,
     /// The same, if it is in a directory.
     embedded: Option<Arc<EmbeddedStore>>,
+    /// The directory of the control socket, for a database that this process serves.
+    control: Option<Arc<DataDir>>,
 }
 
 impl Opened {
@@ -56,15 +59,36 @@ impl Opened {
 
     /// Says in a directory what this process does, for the message that others get. Nothing depends on it.
     pub fn describe_owner(&self, text: &str) {
-        if let Some(Err(error)) = self.in_directory().map(|store| store.describe_owner(text)) {
+        let said = match (&self.embedded, &self.control) {
+            (Some(store), _) => store.describe_owner(text),
+            (None, Some(dir)) => dir.describe_owner(text),
+            (None, None) => Ok(()),
+        };
+        if let Err(error) = said {
             tracing::warn!(%error, "other commands will not find this process");
         }
+    }
+
+    /// Takes the directory in which commands are to find this relay: of a store in a directory that is its own. A
+    /// database can be served without.
+    pub fn take_control_dir(&mut self, config: &Config) {
+        if self.embedded.is_none() {
+            let taken = DataDir::take(config.control_dir());
+            let why = "commands will not reach this relay; see postgres.control_dir";
+            self.control = taken.map(Arc::new).inspect_err(|error| tracing::warn!("{why}: {error}")).ok();
+        }
+    }
+
+    /// Where this relay listens for commands.
+    pub fn control_dir(&self) -> Option<PathBuf> {
+        let of_database = || self.control.as_ref().map(|dir| dir.path().to_owned());
+        self.embedded.as_ref().map(|store| store.path()).or_else(of_database)
     }
 }
 
 impl From<Arc<EmbeddedStore>> for Opened {
     fn from(store: Arc<EmbeddedStore>) -> Self {
-        Opened { store: store.clone(), embedded: Some(store) }
+        Opened { store: store.clone(), embedded: Some(store), control: None }
     }
 }
 
@@ -107,12 +131,9 @@ pub fn open_any(config: &Config) -> Result<Opened, Error> {
 #[cfg(feature = "postgres")]
 fn open_database(config: &Config) -> Result<Opened, Error> {
     use crate::store::postgres::{Options, PostgresStore};
-    let store = PostgresStore::open(&Options::of(config, &config.store)).map_err(|error| failed(config, error))?;
-    let retention = &config.retention;
-    if retention.max_disk_mb > 0 || retention.max_age_days > 0 || !retention.rules.is_empty() {
-        tracing::warn!("[retention] has no effect on a database: nothing is evicted there");
-    }
-    Ok(Opened { store: Arc::new(store), embedded: None })
+    let options = Options { retention: retention(config), ..Options::of(config, &config.store) };
+    let store = PostgresStore::open(&options).map_err(|error| failed(config, error))?;
+    Ok(Opened { store: Arc::new(store), embedded: None, control: None })
 }
 
 #[cfg(not(feature = "postgres"))]
@@ -140,6 +161,18 @@ pub fn open_or_reach(config: &Config) -> Result<Access, Error> {
             None => Err(failed(config, error)),
         },
         Err(error) => Err(failed(config, error)),
+    }
+}
+
+/// As [`open_or_reach`], for what concerns the relay more than the events: where one that runs on this machine has a
+/// database, it is that relay's to answer.
+///
+/// # Errors
+/// As [`open_or_reach`].
+pub fn reach_or_open(config: &Config) -> Result<Access, Error> {
+    match owner_url(config).filter(|_| is_database(&config.store)) {
+        Some(url) => Ok(Access::Relay(url)),
+        None => open_or_reach(config),
     }
 }
 
@@ -266,7 +299,7 @@ fn retention(config: &Config) -> Rules {
 
 /// The address of the relay that has the store, from what it says of itself.
 fn owner_url(config: &Config) -> Option<String> {
-    let owner = DataDir::owner(config.store_dir())?;
+    let owner = DataDir::owner(config.control_dir())?;
     owner.split_whitespace().find(|word| word.starts_with("ws://")).map(str::to_owned)
 }
 

@@ -27,7 +27,7 @@ const ENDING_TIME_MAX: Duration = Duration::from_secs(10);
 /// # Errors
 /// [`Error::Failed`] when the relay does not answer or does not end.
 pub fn open(config: &Config) -> Result<(Opened, Option<Sockets>), Error> {
-    let url = match store::open_or_reach(config)? {
+    let url = match store::reach_or_open(config)? {
         Access::Own(store) => return Ok((store, None)),
         Access::Relay(url) => url,
     };
@@ -35,7 +35,7 @@ pub fn open(config: &Config) -> Result<(Opened, Option<Sockets>), Error> {
     let sockets = ask(config)?;
     let deadline = Instant::now() + config.limits.stop_timeout() + ENDING_TIME_MAX;
     loop {
-        match store::open_or_reach(config) {
+        match store::reach_or_open(config) {
             Ok(Access::Own(store)) => return Ok((store, Some(sockets))),
             // While it ends it still names itself as the owner, or no longer.
             Ok(Access::Relay(_)) | Err(Error::Failed(_)) if Instant::now() < deadline => std::thread::sleep(TRY_EVERY),
@@ -46,7 +46,7 @@ pub fn open(config: &Config) -> Result<(Opened, Option<Sockets>), Error> {
 }
 
 fn ask(config: &Config) -> Result<Sockets, Error> {
-    let path = config.store_dir().join(FILE);
+    let path = config.control_dir().join(FILE);
     let failed = |what: String| Error::Failed(format!("cannot take over from the running relay: {what}"));
     let converse = || {
         let socket = UnixStream::connect(&path)?;

@@ -45,7 +45,6 @@ const NAP: Duration = Duration::from_millis(50);
 
 /// Shows the relay until somebody stops it.
 pub fn run(args: &TopArgs, config: &Config, out: &mut impl Write) -> Result<ExitCode, Error> {
-    store::check_is_directory(config)?;
     store::must_exist(config)?;
     let interrupt = Interrupt::watch()?;
     let is_terminal = std::io::stdout().is_terminal();

@@ -9,6 +9,7 @@
 //! profile    the order of writing: outbox → cache → collections; what a link is to send next
 //!    └ outbox (journal), cache (an embedded store), routing, local
 //!
+//! level             two sides made equal over a link: the same for a profile and for a relay's own store
 //! stream, mirrors   a relay's own store made equal with other relays, by the same links: `sledge sync`, `[[mirror]]`
 //! ```
 //!
@@ -24,6 +25,7 @@ pub mod clock;
 pub mod dial;
 pub mod journal;
 pub mod keys;
+mod level;
 pub mod link;
 pub mod links;
 pub mod local;

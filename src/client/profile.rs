@@ -38,9 +38,10 @@ use crate::store::log::io_at;
 use crate::store::{StoreError, fault};
 use crate::sync::Collections;
 use crate::sync::clock::{Clock, Device};
-use crate::sync::draft::{Audience, Draft, Op};
+use crate::sync::draft::{Audience, Draft, Op, SettingsForm};
 use crate::sync::nip44::Nip44;
 use crate::sync::outbox::{Content, RelayUrl, Seq};
+use crate::sync::shape::Schema;
 
 pub use letters::{DeadLetter, Exported};
 pub use relaying::{Answer, Arrival, Steps, form_of};
@@ -166,7 +167,12 @@ impl Profile {
 
     /// Seconds since 1970 by this machine's clock, corrected by what relays say.
     pub fn now_secs(&self) -> u64 {
-        self.state().clock.true_ms(self.world.now_ms()) / 1000
+        self.true_secs(&self.state().clock)
+    }
+
+    /// A clock that is wrong must not decide what has expired, as soon as a relay has told better.
+    fn true_secs(&self, clock: &Clock) -> u64 {
+        clock.true_ms(self.world.now_ms()) / 1000
     }
 
     /// Brings what is in memory to disk.
@@ -200,22 +206,34 @@ impl Profile {
         Ok(seqs[0])
     }
 
-    /// Dates the writes of one command and owes them to the relays that may have them, all or none. They are durable when this returns,
-    /// and part of what the app sees; they are signed when a relay is first there to take them.
+    /// Makes one write, in as many forms as there are ops: dates it once and owes all of them to the relays that may have
+    /// them, or none. They are durable when this returns, and part of what the app sees; they are signed when a relay is
+    /// first there to take them.
     ///
     /// # Errors
     /// [`OutboxError`]; nothing was taken then.
     pub fn write(&self, ops: Vec<Op>) -> Result<Vec<Seq>, OutboxError> {
+        self.write_all(vec![ops])
+    }
+
+    /// Makes several writes, all or none, each as [`Profile::write`] does and with a date of its own: of two that are made
+    /// together the latter is the later.
+    ///
+    /// # Errors
+    /// [`OutboxError`]; nothing was taken then.
+    pub fn write_all(&self, writes: Vec<Vec<Op>>) -> Result<Vec<Seq>, OutboxError> {
         let mut state = self.state();
         let state = &mut *state;
+        // The clock must know every stamp that is here.
         self.collections(state)?;
-        // One command is one write, in however many forms, and has one date.
-        let written = state.clock.write(self.world.now_ms());
         let mut things = Vec::new();
-        for op in ops {
-            let draft = Draft { written, op };
-            let relays = self.relays_for_draft(&draft)?;
-            things.push((Content::Draft(Box::new(draft)), relays));
+        for ops in writes {
+            let written = state.clock.write(self.world.now_ms());
+            for op in ops {
+                let draft = Draft { written, op };
+                let relays = self.relays_for_draft(&draft)?;
+                things.push((Content::Draft(Box::new(draft)), relays));
+            }
         }
         let seqs = state.outbox.queue(things)?;
         self.tell_owed(state);
@@ -239,7 +257,8 @@ impl Profile {
         if state.collections.is_none() {
             let ours = Filter::from_json(&format!("{{\"#L\":[\"{}\"]}}", label::NAMESPACE)).expect("a constant");
             let mut collections = Collections::new(self.keys.pubkey());
-            self.cache.for_each(&[ours], self.world.now_ms() / 1000, |row| {
+            let now_secs = self.true_secs(&state.clock);
+            self.cache.for_each(&[ours], now_secs, |row| {
                 let event = event_of(row).and_then(|event| Verified::check(event).ok());
                 if let Some(event) = event {
                     collections.absorb(&event, &self.cipher, &mut state.clock);
@@ -275,16 +294,27 @@ impl Profile {
         found.ok()?.first().map(RelayList::of)
     }
 
-    /// Puts events into the cache and the collections, and tells subscribers what was new. How many were.
+    /// Puts events into the collections and the cache, and tells subscribers what was new. How many were.
     fn put(&self, state: &mut State, events: &[Verified<Event>]) -> Result<usize, StoreError> {
-        let lasting: Vec<Verified<Event>> = events.iter().filter(|event| !event.kind.is_ephemeral()).cloned().collect();
-        let verdicts = self.cache.put(&lasting, self.world.now_ms() / 1000)?;
+        let mut lasting: Vec<Verified<Event>> =
+            events.iter().filter(|event| !event.kind.is_ephemeral()).cloned().collect();
+        if lasting.iter().any(|event| self.is_own_head(event)) {
+            self.collections(state)?;
+        }
+        if let Some(collections) = &mut state.collections {
+            for event in &lasting {
+                collections.absorb(event, &self.cipher, &mut state.clock);
+            }
+            if !self.say_heads_again(state)? {
+                // The version that it would replace stays here, and so does what only that one says. The next catch-up
+                // brings this one again.
+                lasting.retain(|event| !self.is_own_head(event));
+            }
+        }
+        let verdicts = self.cache.put(&lasting, self.true_secs(&state.clock))?;
         fault::point("outbox.cached");
         let mut new = 0;
         for (event, verdict) in lasting.iter().zip(verdicts) {
-            if let Some(collections) = &mut state.collections {
-                collections.absorb(event, &self.cipher, &mut state.clock);
-            }
             if verdict == Verdict::Store {
                 new += 1;
                 // Nobody listens: that is no failure.
@@ -292,6 +322,49 @@ impl Profile {
             }
         }
         Ok(new)
+    }
+
+    fn is_own_head(&self, event: &Event) -> bool {
+        event.pubkey == self.keys.pubkey() && Schema::of(event) == Some(Schema::ChatHead)
+    }
+
+    /// Before the cache lets go of heads that others replace, what only those said is in the outbox. False when the outbox
+    /// has no room for it.
+    fn say_heads_again(&self, state: &mut State) -> Result<bool, StoreError> {
+        let Some(collections) = &state.collections else { return Ok(true) };
+        let drafts: Vec<&Draft> = state.outbox.rules().drafts().map(|(_, draft)| draft).collect();
+        let due = collections.heads_due(&drafts);
+        self.say_again(state, due)
+    }
+
+    /// Owes what is to be said again to the relays that may have it, each thing with a date of its own. False when the
+    /// outbox has no room for it.
+    fn say_again(&self, state: &mut State, due: Vec<Op>) -> Result<bool, StoreError> {
+        let mut things = Vec::new();
+        for op in due {
+            let draft = Draft { written: state.clock.write(self.world.now_ms()), op };
+            let mut relays = self.relays_for_draft(&draft).unwrap_or_default();
+            if matches!(draft.op, Op::Settings { form: SettingsForm::Slot, .. }) {
+                relays.retain(|relay| state.relays.get(relay).is_some_and(|status| status.slots));
+            }
+            if !relays.is_empty() {
+                things.push((Content::Draft(Box::new(draft)), relays));
+            }
+        }
+        if things.is_empty() {
+            return Ok(true);
+        }
+        match state.outbox.queue(things) {
+            Ok(_) => {
+                self.tell_owed(state);
+                Ok(true)
+            }
+            Err(OutboxError::Store(error)) => Err(error),
+            Err(full) => {
+                tracing::warn!("a merge is not published yet: {full}");
+                Ok(false)
+            }
+        }
     }
 
     fn tell_owed(&self, state: &State) {

@@ -3,24 +3,25 @@
 //! In: an open link and the profile. Out: a profile that has what the relay has and the other way round, until the link
 //! is over. Everything that blocks on the disk runs on threads that may wait. Never opens a link by itself.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
 
+use super::level::LIVE;
 use super::link::{Auth, Incoming, Link, LinkError};
-use super::profile::{Answer, Arrival, Profile, Steps};
+use super::profile::{Answer, Arrival, Profile};
 use super::status::{LinkState, RelayStatus};
+use crate::protocol::item::Item;
 use crate::protocol::relay_message::{RelayMessage, prefix};
 use crate::protocol::{Event, EventId, Filter, message};
 use crate::store::{StoreError, fault};
-use crate::sync::outbox::RelayUrl;
+use crate::sync::outbox::answer::judge;
+use crate::sync::outbox::{Consequence, RelayUrl};
 
 /// Messages that are taken in before the disk is asked once for all of them.
 const BATCH_MAX: usize = 256;
-/// The subscription for what is new.
-pub(super) const LIVE: &str = "live";
 
 /// Why a session ended.
 #[derive(Debug, thiserror::Error)]
@@ -64,18 +65,30 @@ pub struct Session {
     /// Events that came and are not yet in the cache.
     arrived: Vec<Event>,
     answers: Vec<Answer>,
+    /// What the relay lacks, as found so far.
+    pub(super) lacking: BTreeSet<Item>,
     /// Events that the relay would not take when it lacked them.
     pub(super) unwanted: HashSet<EventId>,
+    /// Events that came and were new, or were uploaded and taken.
+    pub(super) moved: usize,
     /// What was asked before the keys were proven must be asked again.
     again: bool,
     /// Why the subscription for what is new was ended by the relay.
     live_closed: Option<String>,
+    /// Tells when something new is owed.
+    owed: watch::Receiver<u64>,
+    /// Something may go out: it is owed, or an answer has made room for it.
+    pump_due: bool,
+    /// When the outbox is to be asked again, milliseconds since 1970.
+    pump_at_ms: Option<u64>,
 }
 
 impl Session {
     /// Takes over a link that has just come up.
     pub fn new(link: Link, relay: RelayUrl, profile: Arc<Profile>, answer_timeout: Duration) -> Session {
         let scopes = profile.routing().scopes(&relay, profile.keys().pubkey());
+        // Before anything is looked at: what is owed meanwhile must be seen.
+        let owed = profile.owed();
         Session {
             link,
             relay,
@@ -84,9 +97,14 @@ impl Session {
             answer_timeout,
             arrived: Vec::new(),
             answers: Vec::new(),
+            lacking: BTreeSet::new(),
             unwanted: HashSet::new(),
+            moved: 0,
             again: false,
             live_closed: None,
+            owed,
+            pump_due: true,
+            pump_at_ms: None,
         }
     }
 
@@ -106,10 +124,12 @@ impl Session {
             });
             profile.link_up(relay, arrival)
         });
-        begun.await?;
-        let ended = tokio::select! {
-            ended = self.work(stay) => ended.map(|()| Ended::Settled),
-            _ = stop.wait_for(|stop| *stop) => Ok(Ended::Stopped),
+        let ended = match begun.await {
+            Err(error) => Err(error.into()),
+            Ok(()) => tokio::select! {
+                ended = self.work(stay) => ended.map(|()| Ended::Settled),
+                _ = stop.wait_for(|stop| *stop) => Ok(Ended::Stopped),
+            },
         };
         let settled = self.settle().await;
         let trouble = ended.as_ref().err().map(ToString::to_string).unwrap_or_default();
@@ -123,51 +143,79 @@ impl Session {
     }
 
     async fn work(&mut self, stay: Stay) -> Result<(), SessionError> {
-        // Before anything is looked at: what is owed meanwhile must be seen.
-        let mut owed = self.profile.owed();
         self.catch_up().await?;
         loop {
-            let steps = self.pump(&mut owed).await?;
             if self.again {
                 self.catch_up().await?;
                 continue;
             }
+            self.pump_due = true;
+            self.pump().await?;
             if stay == Stay::UntilSettled && self.profile.owed_to(&self.relay) == 0 {
                 return Ok(());
             }
-            let pause = self.pause_of(&steps);
+            let pause = self.pause().min(self.answer_timeout);
             tokio::select! {
                 incoming = self.link.next() => {
                     self.take(incoming?);
                     self.take_ready();
                     self.settle().await?;
                 }
-                _ = owed.changed() => {}
-                () = pause => {}
+                _ = self.owed.changed() => {}
+                () = tokio::time::sleep(pause) => {}
             }
             self.reopen_if_closed().await?;
         }
     }
 
-    /// Until the next step is due, or an answer is overdue.
-    fn pause_of(&self, steps: &Steps) -> impl Future<Output = ()> + use<> {
-        let now_ms = self.profile.world().now_ms();
-        let wait = steps.wait_until_ms.map(|until| Duration::from_millis(until.saturating_sub(now_ms)));
-        tokio::time::sleep(wait.unwrap_or(self.answer_timeout).min(self.answer_timeout))
+    /// Something may go out that could not before.
+    pub(super) fn is_due(&mut self) {
+        self.pump_due = true;
     }
 
-    /// Sends what may go out now.
-    async fn pump(&mut self, owed: &mut watch::Receiver<u64>) -> Result<Steps, SessionError> {
+    /// Until the outbox is to be asked again.
+    fn pause(&self) -> Duration {
+        let now_ms = self.profile.world().now_ms();
+        self.pump_at_ms.map_or(Duration::MAX, |at_ms| Duration::from_millis(at_ms.saturating_sub(now_ms)))
+    }
+
+    /// What comes next, within the time for an answer. Meanwhile goes out what is owed and may: also a long fetch does not
+    /// hold up what needs no knowledge of it.
+    pub(super) async fn next_within(&mut self) -> Result<Incoming, SessionError> {
+        let overdue = tokio::time::Instant::now() + self.answer_timeout;
+        loop {
+            if let Some(incoming) = self.link.ready() {
+                return Ok(incoming);
+            }
+            self.pump().await?;
+            let pause = self.pause();
+            tokio::select! {
+                incoming = self.link.next() => return Ok(incoming?),
+                _ = self.owed.changed() => self.pump_due = true,
+                () = tokio::time::sleep(pause) => self.pump_due = true,
+                () = tokio::time::sleep_until(overdue) => return Err(LinkError::Silent.into()),
+            }
+        }
+    }
+
+    /// Sends what may go out now, where something has changed since it was last asked for. Nothing before what was asked
+    /// without a proof of the keys is asked anew: the relay has hidden something.
+    async fn pump(&mut self) -> Result<(), SessionError> {
+        if self.again || !std::mem::take(&mut self.pump_due) {
+            return Ok(());
+        }
+        self.settle().await?;
         let answer_ms = u64::try_from(self.answer_timeout.as_millis()).unwrap_or(u64::MAX);
         loop {
-            owed.mark_unchanged();
+            self.owed.mark_unchanged();
             let steps = self.on_disk(move |profile, relay| profile.steps(relay, answer_ms)).await?;
             for event in &steps.events {
                 self.link.send(message::publish(event)).await?;
                 fault::point("outbox.sent");
             }
             if steps.events.is_empty() {
-                return Ok(steps);
+                self.pump_at_ms = steps.wait_until_ms;
+                return Ok(());
             }
         }
     }
@@ -181,7 +229,12 @@ impl Session {
                 }
             }
             Incoming::Message(RelayMessage::Ok { id, accepted, text }) => {
+                if matches!(judge(accepted, &text), Consequence::Settle(_) | Consequence::Bury) {
+                    // Whatever the next comparison says: it was offered.
+                    self.unwanted.insert(id);
+                }
                 self.answers.push(Answer { id, accepted, text });
+                self.pump_due = true;
             }
             Incoming::Message(RelayMessage::Closed { id, text }) if id == LIVE => self.live_closed = Some(text),
             Incoming::Message(RelayMessage::Notice(text)) => tracing::debug!(relay = %self.relay, text, "notice"),
@@ -192,13 +245,14 @@ impl Session {
             }
             Incoming::AuthRefused(reason) => {
                 tracing::warn!(relay = %self.relay, reason, "the relay did not take our proof");
+                self.pump_due = true;
                 self.profile.authenticated(&self.relay);
             }
         }
     }
 
     /// As [`Session::take`], and to the disk where much has come.
-    pub(super) async fn take_in(&mut self, incoming: Incoming) -> Result<(), SessionError> {
+    pub(super) async fn take_or_settle(&mut self, incoming: Incoming) -> Result<(), SessionError> {
         self.take(incoming);
         if self.arrived.len() + self.answers.len() >= BATCH_MAX { self.settle().await } else { Ok(()) }
     }
@@ -234,6 +288,7 @@ impl Session {
     /// What was asked before the keys were proven is asked anew.
     pub(super) fn starts_over(&mut self) {
         (self.again, self.live_closed) = (false, None);
+        self.lacking.clear();
     }
 
     /// A relay that ends the subscription for what is new wants a proof, or has no room; both pass.

@@ -65,7 +65,7 @@ pub fn reload(current: &Config, wanted: &Config) -> Result<Reloaded, ConfigError
     Ok(Reloaded { config, applied, needs_restart })
 }
 
-/// By way of text, as all settings come: serde's code for another form of them would be 0.25 MB of the binary.
+/// By way of text, as all settings come, so that they need no serialiser for another form.
 fn table_of(config: &Config) -> toml::Table {
     let text = toml::to_string(config).expect("settings are numbers, texts and lists");
     text.parse().expect("what was written as TOML is TOML")

@@ -14,6 +14,8 @@ pub struct Postgres {
     pub read_urls: Vec<String>,
     /// Where to listen for notifications; empty: at the database itself.
     pub listen_url: String,
+    /// Directory of the control socket, since a database has none of its own.
+    pub control_dir: String,
     /// Connections for queries, to the database and to each replica.
     pub connections_max: usize,
     /// How long one piece of work may take, milliseconds.
@@ -74,6 +76,9 @@ pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
     if !config.postgres.listen_url.is_empty() && !is_database(&config.postgres.listen_url) {
         return Err(config.refuse("postgres.listen_url", "must start with postgres://, or be \"\""));
     }
+    if config.postgres.control_dir.is_empty() {
+        return Err(config.refuse("postgres.control_dir", "must name a directory, such as \"sledge-control\""));
+    }
     Ok(())
 }
 
@@ -104,6 +109,7 @@ mod tests {
         let read = error("read_urls = [\"postgres://a\", \"mysql://me:secret@b\"]");
         assert!(read.contains("postgres.read_urls: `mysql://me@b`"), "{read}");
         assert!(error("listen_url = \"here\"").contains("postgres.listen_url"));
+        assert!(error("control_dir = \"\"").contains("postgres.control_dir"));
         assert!(is_database("postgresql://x") && !is_database("sledge-data"));
     }
 }

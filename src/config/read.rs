@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use toml::de::{DeTable, DeValue};
+use toml::{Spanned, Table, Value};
 
 use super::{Config, DEFAULTS};
 
@@ -89,23 +90,35 @@ pub(super) fn locate(
 /// Reads `text` over the defaults. The values' ranges are not looked at yet.
 pub(super) fn parse(text: &str, file: Option<&Path>) -> Result<Config, ConfigError> {
     let mut origin = Origin { file: file.map(Path::to_owned), lines: BTreeMap::new() };
-    let mut root = DeTable::parse(text).map_err(|error| ConfigError::Invalid {
+    let spanned = DeTable::parse(text).map_err(|error| ConfigError::Invalid {
         file: origin.file.clone(),
         line: error.span().map(|span| line_at(text, span.start)),
         key: None,
         problem: error.message().to_owned(),
     })?;
-    let defaults = DeTable::parse(DEFAULTS).expect("the built-in sync.toml is TOML: a test reads it");
+    let mut keys = Vec::new();
+    list_keys(spanned.get_ref(), "", &mut keys);
+    origin.lines = keys.iter().map(|(offset, key)| (key.clone(), line_at(text, *offset))).collect();
 
-    let mut places = Vec::new();
-    list_keys(root.get_ref(), "", &mut places);
-    origin.lines = places.iter().map(|(offset, key)| (key.clone(), line_at(text, *offset))).collect();
-    fill_in(root.get_mut(), defaults.get_ref(), "", &origin)?;
-
-    let mut config =
-        Config::deserialize(toml::Deserializer::from(root)).map_err(|error| wrong_value(&error, &places, &origin))?;
+    let set = plain(spanned);
+    let defaults = plain(DeTable::parse(DEFAULTS).expect("the built-in sync.toml is TOML: a test reads it"));
+    let mut all = set.clone();
+    fill_in(&mut all, &defaults, "", &origin)?;
+    let mut config = typed(&all).map_err(|problem| wrong_value(problem, &keys, &set, &defaults, &origin))?;
     config.origin = origin;
     Ok(config)
+}
+
+/// The table without its spans.
+fn plain(table: Spanned<DeTable<'_>>) -> Table {
+    Table::deserialize(toml::Deserializer::from(table)).expect("any TOML is a table of values")
+}
+
+/// The settings of a whole table. By way of JSON's values, whose deserialiser is in the binary anyway: that of TOML
+/// would be another 0.2 MB of it.
+fn typed(table: &Table) -> Result<Config, String> {
+    let values = serde_json::to_value(table).map_err(|error| error.to_string())?;
+    Config::deserialize(values).map_err(|error| error.to_string())
 }
 
 /// Collects the offset and full name of every key, sections included.
@@ -120,25 +133,19 @@ fn list_keys(table: &DeTable<'_>, prefix: &str, places: &mut Vec<(usize, String)
 }
 
 /// Gives `table` the keys of `defaults` that it lacks, once all it has are known and of the right type. Merging before
-/// deserialising keeps one source of defaults, and the spans of the user's own values.
-fn fill_in<'i>(
-    table: &mut DeTable<'i>,
-    defaults: &DeTable<'i>,
-    prefix: &str,
-    origin: &Origin,
-) -> Result<(), ConfigError> {
+/// deserialising keeps one source of defaults.
+fn fill_in(table: &mut Table, defaults: &Table, prefix: &str, origin: &Origin) -> Result<(), ConfigError> {
     for (name, value) in table.iter_mut() {
-        let key = format!("{prefix}{}", name.get_ref());
+        let key = format!("{prefix}{name}");
         let Some(default) = defaults.get(name) else {
             let problem = "no such setting (`sledge config show --defaults` lists all)";
             return Err(origin.refuse(Some(&key), problem));
         };
-        let (value, default) = (value.get_mut(), default.get_ref());
         if !value.same_type(default) {
             let problem = format!("must be of type {}, not {}", default.type_str(), value.type_str());
             return Err(origin.refuse(Some(&key), problem));
         }
-        if let (DeValue::Table(section), DeValue::Table(default)) = (value, default) {
+        if let (Value::Table(section), Value::Table(default)) = (value, default) {
             fill_in(section, default, &format!("{key}."), origin)?;
         }
     }
@@ -150,14 +157,37 @@ fn fill_in<'i>(
     Ok(())
 }
 
-/// The error for a value of the right TOML type that its setting cannot take. Defaults are valid, so its span lies in
-/// the user's text: behind the key that starts last before it.
-fn wrong_value(error: &toml::de::Error, places: &[(usize, String)], origin: &Origin) -> ConfigError {
-    let key = error.span().and_then(|span| {
-        let before = places.iter().filter(|(offset, _)| *offset <= span.start);
-        before.max_by_key(|(offset, _)| *offset)
-    });
-    origin.refuse(key.map(|(_, key)| key.as_str()), error.message())
+/// The error for a value of the right TOML type that its setting cannot take: the first of the user's, in the order of
+/// the file, that does not go with defaults for all others.
+fn wrong_value(
+    problem: String,
+    keys: &[(usize, String)],
+    set: &Table,
+    defaults: &Table,
+    origin: &Origin,
+) -> ConfigError {
+    let mut in_order: Vec<&(usize, String)> = keys.iter().collect();
+    in_order.sort_unstable();
+    for (_, key) in in_order {
+        if let Some(problem) = alone(key, set, defaults).and_then(|table| typed(&table).err()) {
+            return origin.refuse(Some(key), problem);
+        }
+    }
+    origin.refuse(None, problem)
+}
+
+/// The defaults with the one setting `key` of `set`; none for a section.
+fn alone(key: &str, set: &Table, defaults: &Table) -> Option<Table> {
+    let (section, name) = key.rsplit_once('.').map_or((None, key), |(section, name)| (Some(section), name));
+    let mut all = defaults.clone();
+    let (mut from, mut to) = (set, &mut all);
+    for part in section.into_iter().flat_map(|section| section.split('.')) {
+        from = from.get(part)?.as_table()?;
+        to = to.get_mut(part)?.as_table_mut()?;
+    }
+    let value = from.get(name).filter(|value| !value.is_table())?;
+    to.insert(name.to_owned(), value.clone());
+    Some(all)
 }
 
 fn line_at(text: &str, offset: usize) -> usize {

@@ -6,6 +6,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::look::on_second_look;
 use super::policy::{self, Policy};
 use crate::config::Live;
 use crate::protocol::supersede::{is_expired, vanish_applies};
@@ -194,7 +195,12 @@ impl Ingest {
         if !hashed.event().kind.is_ephemeral() && self.is_stored(hashed.event())? {
             return Err(Rejection::Duplicate);
         }
-        let verified = hashed.verify()?;
+        let id = hashed.event().id;
+        let verified = hashed.verify().map_err(|invalid| match sender.source {
+            // Nothing on a connection's own path waits for the store; see `look`.
+            Source::Client | Source::Operator => invalid.into(),
+            Source::Import | Source::Mirror => on_second_look(&*self.store, &id, invalid.into()),
+        })?;
         let bytes = verified.canonical().json.len();
         let bytes_max = self.config.load().limits.frame_bytes_max;
         if bytes > bytes_max {
@@ -270,7 +276,8 @@ impl Ingest {
     }
 
     fn is_stored(&self, event: &Event) -> Result<bool, Rejection> {
-        self.store.contains_at_hand(&event.id).map_err(|error| {
+        let known = self.store.contains_at_hand(&event.id).map(|known| known.unwrap_or(false));
+        known.map_err(|error| {
             tracing::error!(%error, "the store cannot tell whether it has an event");
             Rejection::StoreUnreadable
         })

@@ -8,6 +8,7 @@ pub mod counters;
 pub mod explain;
 pub mod fanout;
 pub mod ingest;
+mod look;
 pub mod maintenance;
 pub mod negotiation;
 pub mod outbox;
@@ -30,6 +31,7 @@ use counters::Counters;
 use explain::Measured;
 use fanout::Fanout;
 use ingest::{Ingest, Rejection, Sender, Source};
+use look::Look;
 use maintenance::Maintenance;
 use negotiation::{Budget, Negotiation, Opening};
 use outbox::{Outbox, Serial};
@@ -42,7 +44,7 @@ use writer::{Submission, Writer};
 
 use crate::auth::Gate;
 use crate::config::{Config, Live};
-use crate::protocol::{Event, Filter, Verified, Visibility};
+use crate::protocol::{Event, EventId, Filter, Verified, Visibility};
 use crate::store::compact::CompactReport;
 use crate::store::{Query, Store, StoreError, StoreStats, Wanted};
 
@@ -180,6 +182,16 @@ impl Relay {
     /// What is to be answered instead of storing it.
     pub fn check(&self, event: Event, sender: &Sender) -> Result<Verified<Event>, Rejection> {
         self.ingest.check(event, sender, self.clock.now())
+    }
+
+    /// Has an event that was rejected answered from a query thread, if the rejection depends on what the store cannot tell at
+    /// hand; whether it has.
+    pub fn look_again(&self, outbox: &Arc<Outbox>, id: EventId, rejection: &Rejection) -> bool {
+        let is_open = look::is_open(&*self.store, &id, rejection);
+        if is_open {
+            self.queries.look(Look { outbox: outbox.clone(), fanout: self.fanout.clone(), id });
+        }
+        is_open
     }
 
     /// Queues the submission in `slot` for the plugin, if there is one to be asked, else for the writer; leaves the slot

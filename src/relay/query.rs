@@ -13,6 +13,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::lock;
+use super::look::Look;
 use super::negotiation::Negotiation;
 use super::outbox::{Outbox, Outgoing, Serial};
 use super::querylog::{Finished, QueryFigures, QueryLog};
@@ -275,6 +276,11 @@ impl Queries {
         self.shared.enqueue(|queue| queue.begin(Work::Negotiation(negotiation)));
     }
 
+    /// Has an event looked for; the answer goes to its connection.
+    pub(super) fn look(&self, look: Look) {
+        self.shared.enqueue(|queue| queue.begin(Work::Look(look)));
+    }
+
     /// From now on queries that run for longer are logged.
     pub fn log_from(&self, slow: Option<Duration>) {
         self.shared.log.log_from(slow);
@@ -327,6 +333,7 @@ impl Shared {
                     let failed = negotiation.failed();
                     self.or_else(|| self.negotiation_turn(negotiation), failed);
                 }
+                Work::Look(look) => self.or_else(|| look.turn(&*self.store), || {}),
             }
         }
     }

@@ -5,6 +5,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use super::look::Look;
 use super::negotiation::Negotiation;
 use super::query::Job;
 
@@ -18,6 +19,7 @@ const IN_FRONT_MAX: u32 = 4;
 pub(super) enum Work {
     Query(Job),
     Negotiation(Box<Negotiation>),
+    Look(Look),
 }
 
 /// See the module.
@@ -100,7 +102,7 @@ mod tests {
     fn order(queue: &mut RunQueue) -> Vec<Serial> {
         let serial = |work| match work {
             Work::Query(job) => job.serial(),
-            Work::Negotiation(_) => unreachable!("only queries were queued"),
+            Work::Negotiation(_) | Work::Look(_) => unreachable!("only queries were queued"),
         };
         std::iter::from_fn(|| queue.next()).map(serial).collect()
     }

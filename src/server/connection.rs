@@ -340,10 +340,12 @@ impl Connection {
                 self.submission = Some(Box::new(Submission { event, reply: self.outbox.clone(), sender }));
             }
             Err(rejection) => {
-                let (accepted, text) = (rejection.is_accepted(), rejection.to_string());
-                self.relay.counters().answered(accepted, &text);
-                self.frames().text(&message::ok(&id, accepted, &text));
-                self.peer.answered();
+                if !self.relay.look_again(&self.outbox, id, &rejection) {
+                    let (accepted, text) = (rejection.is_accepted(), rejection.to_string());
+                    self.relay.counters().answered(accepted, &text);
+                    self.frames().text(&message::ok(&id, accepted, &text));
+                    self.peer.answered();
+                }
                 return self.go_by(self.meter.rejected(&rejection, Instant::now()));
             }
         }

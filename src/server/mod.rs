@@ -131,14 +131,18 @@ impl Server {
         Ok(Server { addr, shared, stop, accepting, control: None })
     }
 
-    /// Listens for the operator's commands too, on a socket in the data directory; see [`control`].
+    /// Listens for the operator's commands too, on a socket in `dir`, which this process must own; see [`control`].
     ///
     /// # Errors
     /// When the socket cannot be made, for example because the directory's path is too long for one.
     pub fn listen_for_commands(&mut self, dir: &Path) -> io::Result<()> {
-        let _ = self.shared.dir.set(dir.to_owned());
         self.control = Some(Control::start(dir, self.shared.clone(), self.stop.subscribe())?);
         Ok(())
+    }
+
+    /// From now on tells how much room the disk that holds this folder has. Only the first call counts.
+    pub fn watch_disk_of(&self, dir: &Path) {
+        let _ = self.shared.dir.set(dir.to_owned());
     }
 
     /// The relay that is served.

@@ -21,7 +21,7 @@ use super::index::{Engine, IndexError, Key, Value};
 use super::matches::EmbeddedScan;
 use super::merge::Source;
 use super::open;
-use super::quota::{Keeper, Rules};
+use super::quota::{FilesGround, FilesPlace, Keeper, Rules, saved_reaches};
 use super::schema;
 use super::summed::EmbeddedSummed;
 use super::{Applied, Query, Removal, Retained, Scan, Store, StoreError, StoreStats, Summed, state};
@@ -80,7 +80,7 @@ pub struct EmbeddedStore {
     files: RwLock<Arc<Files>>,
     writer: Mutex<WriterState>,
     opened: open::Report,
-    pub(super) keeper: Keeper,
+    pub(super) keeper: Keeper<FilesPlace>,
     pub(super) options: Options,
     /// Held while a compaction runs.
     pub(super) compacting: Mutex<()>,
@@ -101,7 +101,9 @@ impl EmbeddedStore {
     /// As [`EmbeddedStore::open`], in a directory that is taken already.
     pub(super) fn open_in(dir: DataDir, options: &Options) -> Result<Self, StoreError> {
         let opened = open::open(&dir, options)?;
-        let keeper = Keeper::open(dir.path(), options.retention.clone(), opened.files.index.bytes_on_disk());
+        let saved = saved_reaches(dir.path());
+        let index_bytes = opened.files.index.bytes_on_disk();
+        let keeper = Keeper::new(options.retention.clone(), saved.as_deref(), index_bytes);
         Ok(EmbeddedStore {
             files: RwLock::new(Arc::new(opened.files)),
             writer: Mutex::new(opened.state),
@@ -226,7 +228,7 @@ impl Store for EmbeddedStore {
 
     fn retain(&self, now: u64, events_max: usize) -> Result<Retained, StoreError> {
         let (mut state, files) = self.writer_and_files();
-        self.keeper.retain(&files, &mut state, now, events_max)
+        self.keeper.retain(&mut FilesGround::new(self.dir.path(), &files, &mut state), now, events_max)
     }
 
     fn has_room_for(&self, kind: Kind) -> bool {

@@ -415,12 +415,12 @@ pub trait Store: Send + Sync {
     /// When the index cannot be read.
     fn contains(&self, id: &EventId) -> Result<bool, StoreError>;
 
-    /// As [`Store::contains`], but without waiting for anybody: false also where that cannot be told at once.
+    /// As [`Store::contains`], but without waiting for anybody: `None` where that cannot be told at once.
     ///
     /// # Errors
     /// As [`Store::contains`].
-    fn contains_at_hand(&self, id: &EventId) -> Result<bool, StoreError> {
-        self.contains(id)
+    fn contains_at_hand(&self, id: &EventId) -> Result<Option<bool>, StoreError> {
+        self.contains(id).map(Some)
     }
 
     /// From now on tells, by calling `wake`, that other processes may have stored or passed on something, which

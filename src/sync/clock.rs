@@ -182,6 +182,11 @@ impl Clock {
         self.corrected = true;
     }
 
+    /// Whether what is written now is dated for good.
+    pub fn is_corrected(&self) -> bool {
+        self.corrected
+    }
+
     /// No relay is there any more that would notice if somebody set the local clock: what is written from now on is
     /// dated anew at the next contact.
     pub fn doubt(&mut self) {
@@ -209,8 +214,9 @@ impl Clock {
         Written { local_ms, floor, stamp, is_final: self.corrected }
     }
 
-    /// Dates for good all drafts that are not yet, in the order in which they were written, now that the clock was
-    /// corrected and shows `local_ms`. No draft gets a date in the future, even if the local clock was set back in the
+    /// Dates for good all drafts that are not yet, in the order in which they were written, now that the clock shows
+    /// `local_ms` and was corrected, or one of them is signed although nobody has told the time: another one that was
+    /// written later must not be dated before it when somebody does. No draft gets a date in the future, even if the local clock was set back in the
     /// meantime; none falls below what its writer had seen or wrote before.
     pub fn restamp<'w>(&mut self, local_ms: u64, drafts: impl IntoIterator<Item = &'w mut Written>) {
         let now_ms = self.true_ms(local_ms);

@@ -8,13 +8,19 @@
 //! # How a driver goes about it
 //!
 //! - A command ([`chat::ChatView`], [`settings::Settings::set`], [`training::Training`]) gives an [`draft::Op`]. The driver
-//!   dates it ([`clock::Clock::write`]), once for all forms of one write, and owes it to relays
+//!   dates it ([`clock::Clock::write`]), once for all forms of one write and anew for each of several, and owes it to relays
 //!   ([`outbox::Outbox::queue`]); when the change is durable, the write is made.
 //! - A link comes up: the relay's `Date` corrects the clock, drafts are dated for good ([`outbox::Outbox::restamp`]), what is
-//!   in the wrong form for this relay is settled ([`outbox::Outbox::settle_unsuited`]). First everything is fetched and
-//!   absorbed ([`Collections::absorb`]), then the outbox goes out: so that what is signed knows what is there.
+//!   in the wrong form for this relay is settled ([`outbox::Outbox::settle_unsuited`]). Where a relay tells no time, drafts
+//!   are dated for good when the first of them is signed.
+//! - What stands for itself goes out at once: messages, deletions, training data. What takes the place of another version
+//!   and says all that is known, heads of chats and settings, waits until everything of the relay is fetched and absorbed
+//!   ([`Collections::absorb`], [`outbox::Outbox::fetched`]): so that what is signed knows what is there. It waits again
+//!   ([`outbox::Outbox::fetching`]) when the relay shows more, since the keys are proven now.
 //! - [`outbox::Step::Sign`]: [`Collections::build`] makes one event of all drafts that it tells, the driver signs it, makes
 //!   [`outbox::Outbox::freeze`]'s change durable and absorbs it like any other event.
+//! - Events come: they are absorbed, and what is due of heads ([`Collections::heads_due`]) is owed before the cache takes
+//!   them, since it lets go of the heads that they replace.
 //! - Caught up: [`Collections::due`] says what is to be said again. At rest it is empty.
 //! - The app sees state and drafts together: [`Collections::chat_view`], [`settings::Settings::view`].
 //! - All links are gone: [`clock::Clock::doubt`]. After a restart: [`clock::Clock::resume`] for every draft that waits.

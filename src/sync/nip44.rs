@@ -20,10 +20,12 @@ pub struct Nip44 {
 impl Nip44 {
     /// A cipher for a secret key; `chance` gives 32 random bytes, new ones each time. `None` if the bytes are no key.
     pub fn new(secret: &[u8; 32], chance: impl Fn() -> [u8; 32] + Send + Sync + 'static) -> Option<Self> {
+        // Not by `nostr::Keys`: that would bring the multiplication tables of its own curve library into the binary.
+        let (own, _) = secp256k1::Keypair::from_secret_bytes(*secret).ok()?.x_only_public_key();
+        let pubkey = PublicKey(own.to_byte_array());
         let secret = nostr::SecretKey::from_slice(secret).ok()?;
-        let own = nostr::Keys::new(secret.clone()).public_key();
-        let to_self = ConversationKey::derive(&secret, &own).ok()?;
-        Some(Nip44 { secret, pubkey: PublicKey(own.to_bytes()), to_self, chance: Box::new(chance) })
+        let to_self = ConversationKey::derive(&secret, &nostr::PublicKey::from_byte_array(pubkey.0)).ok()?;
+        Some(Nip44 { secret, pubkey, to_self, chance: Box::new(chance) })
     }
 
     fn conversation(&self, with: &PublicKey) -> Option<ConversationKey> {

@@ -5,7 +5,8 @@
 //!
 //! The life of an entry: queued (durable: the app's write is made) → drafts are signed when a link first asks for them
 //! (durable *before* the bytes go out, so that no relay ever sees two events for one draft) → sent, oldest first, at most
-//! a window at a time → settled relay by relay. What a relay refuses for good stays visible among the dead letters. A
+//! a window at a time → settled relay by relay. What merges, heads of chats and settings, waits until everything of the
+//! relay is fetched ([`Outbox::fetched`]); messages, deletions and whatever else stands for itself go out at once. What a relay refuses for good stays visible among the dead letters. A
 //! crash loses attempts and windows, never a debt; at worst an event is sent again and answered with `duplicate:`.
 
 pub mod answer;
@@ -21,7 +22,8 @@ pub use change::{Change, Content, RelayUrl, Seq};
 pub use link::{LinkStatus, WINDOW_MAX};
 
 use super::clock::{Clock, Hlc, Written};
-use super::draft::Draft;
+use super::draft::{Draft, Op};
+use super::shape::Schema;
 use crate::protocol::{Event, EventId};
 use link::Link;
 
@@ -47,6 +49,8 @@ pub struct Entry {
     pub debts: BTreeMap<RelayUrl, Debt>,
     /// Entries that the event speaks for as well.
     pub covers: Vec<Seq>,
+    /// It says all that is known: see [`Outbox::fetched`].
+    pub after_fetch: bool,
 }
 
 /// What a link is to do next.
@@ -152,11 +156,12 @@ impl Outbox {
         if let Some(key) = merge_key(content) {
             self.told_together.entry(key).or_default().insert(seq);
         }
+        let after_fetch = says_all_that_is_known(content);
         for relay in relays {
-            self.link(relay).owe(seq);
+            self.link(relay).owe(seq, after_fetch);
         }
         let debts = relays.iter().map(|relay| (relay.clone(), Debt::Owed)).collect();
-        let entry = Entry { content: content.clone(), id: id_of(content), debts, covers: Vec::new() };
+        let entry = Entry { content: content.clone(), id: id_of(content), debts, covers: Vec::new(), after_fetch };
         self.entries.insert(seq, entry);
     }
 
@@ -192,23 +197,22 @@ impl Outbox {
         for (relay, debt) in debts {
             if !entry.debts.contains_key(&relay) {
                 entry.debts.insert(relay.clone(), debt);
-                self.links.entry(relay).or_default().owe(seq);
+                self.links.entry(relay).or_default().owe(seq, entry.after_fetch);
             }
         }
     }
 
     /// Sets a debt; an entry with nothing but paid debts is gone.
     fn set_debt(&mut self, seq: Seq, relay: &RelayUrl, debt: Debt) {
-        let Some(slot) = self.entries.get_mut(&seq).and_then(|entry| entry.debts.get_mut(relay)) else {
-            return;
-        };
+        let Some(entry) = self.entries.get_mut(&seq) else { return };
+        let Some(slot) = entry.debts.get_mut(relay) else { return };
         let link = self.links.entry(relay.clone()).or_default();
         link.forget(seq);
         if debt == Debt::Owed {
-            link.owe(seq);
+            link.owe(seq, entry.after_fetch);
         }
         *slot = debt;
-        if self.entries.get(&seq).is_some_and(|entry| entry.debts.values().all(|debt| matches!(debt, Debt::Paid(_)))) {
+        if entry.debts.values().all(|debt| matches!(debt, Debt::Paid(_))) {
             self.take_out(seq);
         }
     }
@@ -242,6 +246,19 @@ impl Outbox {
     /// A link is open. Nothing was sent over it, and no key is proven on it.
     pub fn link_up(&mut self, relay: &RelayUrl) {
         self.link(relay).open();
+    }
+
+    /// What the relay has is being fetched again, since it showed less before the keys were proven: see
+    /// [`Outbox::fetched`].
+    pub fn fetching(&mut self, relay: &RelayUrl) {
+        self.link(relay).set_fetched(false);
+    }
+
+    /// Everything that the relay had when the link came up is here. From now on goes out what takes the place of another
+    /// version and says all that is known, heads of chats and settings: signed or sent before, it would take the place of
+    /// what nobody here has read. Everything else stands for itself and does not wait for this.
+    pub fn fetched(&mut self, relay: &RelayUrl) {
+        self.link(relay).set_fetched(true);
     }
 
     /// Dates all drafts anew that are not dated for good, now that `clock` was corrected by a relay. Nothing when there are
@@ -333,7 +350,7 @@ impl Outbox {
             match &consequence {
                 Consequence::Settle(how) => changes.push(Change::Settled { seq, relay, how: *how }),
                 Consequence::Bury => changes.push(Change::Buried { seq, relay, reason: text.to_owned() }),
-                Consequence::Authenticate if link.ask_auth() => link.owe(seq),
+                Consequence::Authenticate if link.ask_auth() => link.make_ready(seq),
                 Consequence::SlowDown => link.slow_down(seq, now_ms, chance),
                 Consequence::Authenticate | Consequence::Retry => link.retry(seq, now_ms, chance),
             }
@@ -442,6 +459,14 @@ fn merge_key(content: &Content) -> Option<String> {
     match content {
         Content::Draft(draft) => draft.merge_key(),
         Content::Event(_) => None,
+    }
+}
+
+fn says_all_that_is_known(content: &Content) -> bool {
+    match content {
+        Content::Draft(draft) => matches!(draft.op, Op::Head { .. } | Op::Settings { .. }),
+        Content::Event(json) => Event::from_json(json)
+            .is_ok_and(|event| matches!(Schema::of(&event), Some(Schema::ChatHead | Schema::Settings))),
     }
 }
 

@@ -33,7 +33,7 @@ async fn t27_a_lost_ok_costs_a_duplicate() {
     let second = peer.until_published().await;
     assert_eq!(first, second);
     peer.ok(&second, true, "duplicate: already have this event").await;
-    device.until("the outbox to be empty", |status| status.waiting == 0 && status.dead == 0).await;
+    peer.answer_until(device.until("the outbox to be empty", |status| status.waiting == 0 && status.dead == 0)).await;
     soon("the end", links.stop()).await;
 }
 
@@ -60,7 +60,10 @@ async fn t27_answers_settle_bury_or_come_again() {
     let again = peer.until_published().await;
     assert_eq!(again, refused[5], "the same bytes");
     peer.ok(&again, true, "").await;
-    device.until("two dead letters and nothing else", |status| status.waiting == 0 && status.dead == 2).await;
+    peer.answer_until(
+        device.until("two dead letters and nothing else", |status| status.waiting == 0 && status.dead == 2),
+    )
+    .await;
     let letters = device.profile().dead_letters();
     let reasons: Vec<&str> = letters.iter().map(|letter| letter.reason.as_str()).collect();
     assert_eq!(reasons, ["blocked: you are not welcome", "invalid: too many tags"]);
@@ -70,7 +73,7 @@ async fn t27_answers_settle_bury_or_come_again() {
     let again = peer.until_published().await;
     assert_eq!(again, refused[3]);
     peer.ok(&again, true, "").await;
-    device.until("an empty outbox", |status| status.waiting == 0 && status.dead == 0).await;
+    peer.answer_until(device.until("an empty outbox", |status| status.waiting == 0 && status.dead == 0)).await;
     soon("the end", links.stop()).await;
 }
 
@@ -82,7 +85,7 @@ async fn refusals_survive_a_restart() {
     let mut peer = fake.accept().await;
     let event = peer.until_published().await;
     peer.ok(&event, false, "blocked: no").await;
-    device.until("a dead letter", |status| status.dead == 1).await;
+    peer.answer_until(device.until("a dead letter", |status| status.dead == 1)).await;
     soon("the end", links.stop()).await;
     let before = (device.profile().dead_letters(), device.waiting(), device.ids());
     device.restart();
@@ -98,12 +101,12 @@ async fn a_late_auth_required_is_answered_with_the_same_bytes() {
     let first = peer.until_published().await;
     peer.ok(&first, false, "auth-required: who are you?").await;
     peer.say(json!(["AUTH", "challenge"])).await;
-    let proof = peer.hear_verb("AUTH").await;
+    let proof = peer.until_verb("AUTH").await;
     peer.ok(&proof[1], true, "").await;
     let second = peer.until_published().await;
     assert_eq!(first, second);
     peer.ok(&second, true, "").await;
-    device.until("an empty outbox", |status| status.waiting == 0).await;
+    peer.answer_until(device.until("an empty outbox", |status| status.waiting == 0)).await;
     soon("the end", links.stop()).await;
 }
 
@@ -151,4 +154,83 @@ async fn a_relay_without_reconciliation_is_read_in_pages() {
     assert_eq!(uploaded["content"], "only here");
     assert_eq!(device.ids().len(), own.len() + 1);
     soon("the end", links.stop()).await;
+}
+
+/// A second with more events than a relay gives for one filter hides some of them, and nothing else: what is older is
+/// read, and what is owed goes out.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_that_cannot_be_paged_stands_in_nobodys_way() {
+    use super::support::device::signed;
+    const LIMIT: usize = 3;
+    let mut fake = Fake::start(json!({"limitation": {"max_limit": LIMIT}})).await;
+    let crowded = today() - 50;
+    let mut theirs: Vec<_> = (0..5).map(|number| signed(1, 1, crowded, &[], &number.to_string())).collect();
+    theirs.push(signed(1, 1, crowded - 1, &[], "older"));
+    let (device, links) = writing(&fake, 1);
+    let mut peer = fake.accept().await;
+    let (mut owed, mut ended) = (None, false);
+    while owed.is_none() || !ended {
+        let message = peer.hear().await.unwrap();
+        match message[0].as_str() {
+            Some("REQ") => {
+                let (since, until) = (message[2]["since"].as_u64(), message[2]["until"].as_u64());
+                let is_in = |at: u64| since.is_none_or(|since| since <= at) && until.is_none_or(|until| at <= until);
+                let is_all = message[2].get("#L").is_none() && message[2].get("kinds").is_none();
+                let page = theirs.iter().filter(|event| is_all && message[1] == "page" && is_in(event.created_at));
+                for event in page.take(LIMIT) {
+                    let json: Value = serde_json::from_slice(&event.canonical().json).unwrap();
+                    peer.say(json!(["EVENT", message[1], json])).await;
+                }
+                peer.say(json!(["EOSE", message[1]])).await;
+                ended |= is_all && until.is_some_and(|until| until < crowded - 1);
+            }
+            Some("EVENT") => owed = Some(message[1].clone()),
+            _ => {}
+        }
+    }
+    peer.ok(&owed.unwrap(), true, "").await;
+    peer.answer_until(device.until("an empty outbox", |status| status.waiting == 0)).await;
+    assert_eq!(device.ids().len(), LIMIT + 2, "a page of the crowded second, the older one, the own one");
+    soon("the end", links.stop()).await;
+}
+
+/// A fetch may take as long as it likes: a message goes out meanwhile. A chat's head does not before all is read, since
+/// it may take the place of a version that nobody here knows.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_fetch_holds_up_only_what_merges() {
+    use sledge::sync::chat::ChatKey;
+    let mut fake = Fake::start(Value::Null).await;
+    let device = Device::new(1, &[&fake.url()]);
+    let links = Links::start(Arc::clone(device.profile()), quick());
+    let mut peer = fake.accept().await;
+    // The first page is not given yet.
+    let live = peer.hear_verb("REQ").await;
+    peer.say(json!(["EOSE", live[1]])).await;
+    let page = peer.hear_verb("REQ").await;
+    assert_eq!(page[1], "page");
+    let profile = device.profile();
+    let chat = ChatKey { owner: profile.keys().pubkey(), id: "c".to_owned() };
+    let (head, message) = profile
+        .see(|all, _| {
+            let view = all.chat_view([]);
+            (view.set_title("c", "a title"), view.send(&chat, "m", "user", "hello", Value::Null).unwrap())
+        })
+        .unwrap();
+    profile.write_all(vec![vec![head], vec![message]]).unwrap();
+    let first = peer.hear_verb("EVENT").await[1].clone();
+    assert!(d_of(&first).starts_with("oa:m:c:"), "{first}");
+    peer.ok(&first, true, "").await;
+    let owed = |waiting| move |status: &sledge::client::status::Status| status.waiting == waiting;
+    device.until("the message to be settled", owed(1)).await;
+    peer.say(json!(["EOSE", page[1]])).await;
+    let second = peer.until_published().await;
+    assert_eq!(d_of(&second), "oa:c:c");
+    peer.ok(&second, true, "").await;
+    peer.answer_until(device.until("the head to be settled", owed(0))).await;
+    soon("the end", links.stop()).await;
+}
+
+fn d_of(event: &Value) -> String {
+    let tags = event["tags"].as_array().unwrap();
+    tags.iter().find(|tag| tag[0] == "d").and_then(|tag| tag[1].as_str()).unwrap().to_owned()
 }

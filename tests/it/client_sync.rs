@@ -2,7 +2,12 @@
 
 use serde_json::json;
 use sledge::client::clock::World;
-use sledge::protocol::Filter;
+use sledge::client::profile::Answer;
+use sledge::protocol::{Event, Filter, Kind, Tags};
+use sledge::sync::chat::{ChatKey, ChatView};
+use sledge::sync::clock::{Device as HlcDevice, Hlc, Written};
+use sledge::sync::draft::{Draft, Op};
+use sledge::sync::nip44::Nip44;
 use sledge::sync::settings::Settings;
 
 use super::support::device::{self, signed, today};
@@ -308,4 +313,85 @@ async fn an_app_sees_what_another_device_writes() {
     for client in [writer, reader] {
         soon("the end", client.close(PATIENCE)).await.unwrap();
     }
+}
+
+/// Two devices change different fields of one head without knowing of each other. A third one sees both versions, of
+/// which its cache keeps one, and stops before it has told anybody: what only the replaced version said is not lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_replaced_head_said_survives_a_crash() {
+    let relay = relay().await;
+    let nowhere = ["ws://127.0.0.1:9"];
+    let writers = [Device::new(1, &nowhere), Device::new(1, &nowhere)];
+    let versions: Vec<Event> = [("title", "Lisbon", 100), ("color", "blue", 50)]
+        .into_iter()
+        .zip(&writers)
+        .map(|((field, value, ago), device)| head_of(device, field, value, today() - ago))
+        .collect();
+    let mut third = Device::new(1, &[&url(&relay)]);
+    third.profile().take(versions[..1].to_vec()).unwrap();
+    third.profile().take(versions[1..].to_vec()).unwrap();
+    assert_eq!(third.ids(), [versions[1].id.to_hex()], "the cache keeps one version");
+    third.restart();
+    third.sync().await;
+    let reader = Device::new(1, &[&url(&relay)]);
+    reader.sync().await;
+    let head = reader.profile().see(|all, _| all.chat_view([]).list().remove(0)).unwrap();
+    assert_eq!((head.fields.get("title"), head.fields.get("color")), (Some(&json!("Lisbon")), Some(&json!("blue"))));
+    assert_eq!(reader.ids().len(), 1);
+}
+
+/// A version of the head of chat `c` that says one field, as a device that knows nothing else signs it.
+fn head_of(device: &Device, field: &str, value: &str, at: u64) -> Event {
+    let profile = device.profile();
+    let op = profile.see(|all, _| all.chat_view([]).set_field("c", field, json!(value))).unwrap();
+    let stamp = Hlc::at(at * 1_000, HlcDevice(at));
+    let draft = Draft { written: Written { local_ms: at * 1_000, floor: stamp, stamp, is_final: true }, op };
+    let keys = profile.keys();
+    let cipher = Nip44::new(&keys.secret_bytes(), || [3; 32]).unwrap();
+    let unsigned = profile.see(|all, _| all.build(&[&draft], HlcDevice(at), &cipher).unwrap().unwrap()).unwrap();
+    let tags = Tags::from_lists(unsigned.tags.iter().map(|tag| tag.iter().map(String::as_str)));
+    (*keys.sign(unsigned.kind, unsigned.created_at, tags, unsigned.content)).clone()
+}
+
+/// A relay that tells no time takes the first of many messages; one that tells it follows, and this device's clock was
+/// ahead. What was written last, a deletion of the first message, is not dated before it.
+#[test]
+fn what_is_signed_first_is_dated_first() {
+    use sledge::client::profile::Arrival;
+    const AHEAD_MS: i64 = 600_000;
+    let urls = ["ws://no-date.example", "ws://dated.example"];
+    let device = Device::new(1, &urls);
+    let profile = device.profile();
+    let write = |make: &dyn Fn(&ChatView<'_>) -> Op| {
+        let op = profile.see(|all, drafts| make(&all.chat_view(drafts.iter().copied()))).unwrap();
+        profile.write(vec![op]).unwrap();
+    };
+    let chat = ChatKey { owner: profile.keys().pubkey(), id: "c".to_owned() };
+    for number in 0..80 {
+        write(&|view| view.send(&chat, &format!("m{number}"), "user", "hello", json!(null)).unwrap());
+    }
+    write(&|view| view.delete(&chat, "m0").unwrap());
+    let arrival = |clock_offset_ms| Arrival { proven: true, clock_offset_ms, slots: true };
+    let sent = |url: &str, offset| {
+        let relay = device::relay_url(url);
+        profile.link_up(&relay, arrival(offset)).unwrap();
+        let mut events: Vec<Event> = Vec::new();
+        loop {
+            let steps = profile.steps(&relay, 60_000).unwrap();
+            if steps.events.is_empty() {
+                return events;
+            }
+            events.extend(steps.events.iter().map(|json| Event::from_json(json).unwrap()));
+            let answers = events.iter().map(|event| Answer { id: event.id, accepted: true, text: String::new() });
+            if offset.is_some() {
+                profile.answered(&relay, &answers.collect::<Vec<_>>()).unwrap();
+            }
+        }
+    };
+    let first = sent(urls[0], None);
+    assert_eq!(first.len(), 64, "a window");
+    let all = sent(urls[1], Some(-AHEAD_MS));
+    let (message, deletion) = (&all[0], all.last().unwrap());
+    assert_eq!((message, deletion.kind), (&first[0], Kind::DELETION));
+    assert!(deletion.created_at >= message.created_at, "{} before {}", deletion.created_at, message.created_at);
 }

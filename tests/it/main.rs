@@ -58,6 +58,7 @@ mod simulation;
 mod slots;
 mod small_machine;
 mod store_suite;
+mod thirty_days;
 mod tls;
 mod typescript;
 mod upgrade;

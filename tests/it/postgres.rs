@@ -3,6 +3,7 @@
 
 mod live;
 mod moving;
+mod operation;
 mod replica;
 mod trouble;
 
@@ -13,12 +14,13 @@ use std::time::{Duration, Instant};
 use sledge::protocol::supersede::Verdict;
 use sledge::protocol::{Event, Verified};
 use sledge::store::postgres::{Options, PostgresStore};
+use sledge::store::quota::Rules;
 use sledge::store::{Progress, Store, StoreError};
 
 use crate::support::cluster::{Cluster, open};
 use crate::support::stores::{newest, query, read, row_ids};
 use crate::support::{Keys, NOW, ids, verified};
-use crate::{model, slots, store_suite};
+use crate::{model, retention, slots, store_suite};
 
 fn shared_store() -> Arc<dyn Store> {
     Arc::new(Cluster::shared().store())
@@ -40,6 +42,46 @@ fn both_stores_are_their_rules() {
 #[test]
 fn the_order_of_arrival_does_not_matter_on_postgres() {
     model::order_of_arrival_does_not_matter(&|| Some(shared_store()), 20);
+}
+
+/// Age and quota: the same events go, the same stay, the same are refused.
+#[test]
+fn a_database_keeps_to_its_rules() {
+    retention::run_all(&|test| {
+        let url = Cluster::shared().database();
+        let open = |rules: &Rules, quota_bytes| {
+            let retention = rules.clone().with_quota_bytes(quota_bytes);
+            let opened = PostgresStore::open(&Options { retention, ..Options::new(&url) });
+            Arc::new(opened.unwrap()) as Arc<dyn Store>
+        };
+        test(&retention::Place { open: &open, rebuild: &|| {} });
+    });
+}
+
+/// What one process has evicted, no other takes back, and two that make room at once do not make too much.
+#[test]
+fn processes_share_a_quota() {
+    let url = Cluster::shared().database();
+    let open = |quota_bytes| {
+        let retention = Rules::default().with_quota_bytes(quota_bytes);
+        PostgresStore::open(&Options { retention, ..Options::new(&url) }).unwrap()
+    };
+    let notes: Vec<Event> = (0..200).map(|n| Keys::new(1).note(1_000 + n, &"x".repeat(1_000))).collect();
+    open(1 << 40).apply(&notes.iter().map(verified).collect::<Vec<_>>(), NOW).unwrap();
+    let bytes = open(1 << 40).stats().retention.unwrap().used_bytes;
+    let (one, other) = (open(bytes / 2), open(bytes / 2));
+    assert!(one.apply(&[], NOW).unwrap().over_quota);
+    thread::scope(|scope| {
+        for store in [&one, &other] {
+            scope.spawn(|| while store.retain(NOW, 7).unwrap().more {});
+        }
+    });
+    let left = one.stats().events;
+    assert!((85..=90).contains(&left), "{left} of 200");
+    for store in [&one, &other] {
+        store.retain(NOW, 7).unwrap();
+        assert!(!store.keeps(&notes[200 - left as usize - 1], NOW) && store.keeps(&notes[200 - left as usize], NOW));
+    }
 }
 
 /// The settings slot: the same verdicts and the same view of heads and former versions as the plain store's.

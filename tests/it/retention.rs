@@ -27,6 +27,50 @@ fn rules(toml: &str) -> Rules {
     Rules::new(&Config::parse(&format!("[retention]\n{toml}"), None).unwrap().retention).unwrap()
 }
 
+/// Where a store is, as the tests here need it.
+pub struct Place<'p> {
+    /// Opens it with rules and a quota of so many bytes.
+    pub open: &'p dyn Fn(&Rules, u64) -> Arc<dyn Store>,
+    /// Has what can be made anew made anew at the next opening.
+    pub rebuild: &'p dyn Fn(),
+}
+
+impl Place<'_> {
+    fn open(&self, rules: &Rules, quota_bytes: u64) -> Arc<dyn Store> {
+        (self.open)(rules, quota_bytes)
+    }
+
+    /// Stores events without any limit; what they take of a quota.
+    fn fill(&self, events: &[&[Event]]) -> u64 {
+        let free = self.open(&Rules::default(), 0);
+        events.iter().for_each(|events| store_all(&*free, events));
+        assert!(free.stats().retention.is_none());
+        drop(free);
+        stats(&*self.open(&Rules::default(), 1 << 40)).used_bytes
+    }
+}
+
+/// What is to hold in a place.
+type Test<'a> = dyn Fn(&Place<'_>) + 'a;
+
+/// The rules hold on whatever store, each test in a place of its own.
+pub fn run_all(anywhere: &dyn Fn(&Test<'_>)) {
+    anywhere(&events_beyond_their_age_go);
+    anywhere(&the_quota_evicts_the_oldest_first);
+    anywhere(&named_kinds_make_room_before_all_others);
+    anywhere(&a_quota_without_anything_to_evict_refuses_writes);
+}
+
+/// On the embedded store.
+#[test]
+fn a_directory_keeps_to_its_rules() {
+    run_all(&|test| {
+        let dir = tempfile::tempdir().unwrap();
+        let rebuild = || remove_indexes(dir.path());
+        test(&Place { open: &|rules, quota_bytes| Arc::new(open(dir.path(), rules, quota_bytes)), rebuild: &rebuild });
+    });
+}
+
 /// Opens a store that keeps to rules and has a quota of so many bytes.
 fn open(dir: &Path, rules: &Rules, quota_bytes: u64) -> EmbeddedStore {
     // Runs that are never merged, so that the index takes next to nothing and the quota is the log's.
@@ -35,13 +79,13 @@ fn open(dir: &Path, rules: &Rules, quota_bytes: u64) -> EmbeddedStore {
     once_free(|| EmbeddedStore::open(dir, &options))
 }
 
-fn store_all(store: &EmbeddedStore, events: &[Event]) {
+fn store_all(store: &dyn Store, events: &[Event]) {
     let batch: Vec<_> = events.iter().map(verified).collect();
     assert!(store.apply(&batch, NOW).unwrap().verdicts.iter().all(|verdict| *verdict == Verdict::Store));
 }
 
 /// Removes, a few at a time, until there is nothing to do; how many.
-fn retain(store: &EmbeddedStore, now: u64) -> usize {
+fn retain(store: &dyn Store, now: u64) -> usize {
     let mut removed = 0;
     for _ in 0..10_000 {
         let portion = store.retain(now, 7).unwrap();
@@ -55,19 +99,18 @@ fn retain(store: &EmbeddedStore, now: u64) -> usize {
 }
 
 /// `created_at` of everything stored, newest first.
-fn dates(store: &EmbeddedStore) -> Vec<u64> {
+fn dates(store: &dyn Store) -> Vec<u64> {
     let (rows, _) = read(store, query(&[all(Filter::default())], NOW), 1 << 20);
     rows.iter().map(|row| row.created_at).collect()
 }
 
-fn stats(store: &EmbeddedStore) -> RetentionStats {
+fn stats(store: &dyn Store) -> RetentionStats {
     store.stats().retention.unwrap()
 }
 
-fn refused(store: &Arc<EmbeddedStore>, event: &Event) -> bool {
-    let store: Arc<dyn Store> = store.clone();
+fn refused(store: &Arc<dyn Store>, event: &Event) -> bool {
     let policy = Policy::open(Arc::new(Config::default()), store.clone()).unwrap();
-    let ingest = Ingest::new(Arc::new(Config::default()), store, Arc::new(policy));
+    let ingest = Ingest::new(Arc::new(Config::default()), store.clone(), Arc::new(policy));
     let verdicts = [Sender::client([192, 0, 2, 1].into(), Arc::default()), Sender::import()]
         .map(|sender| ingest.check(event.clone(), &sender, NOW).map(drop));
     assert_eq!(verdicts[0], verdicts[1], "every door alike");
@@ -76,9 +119,7 @@ fn refused(store: &Arc<EmbeddedStore>, event: &Event) -> bool {
 
 /// Each kind has its own age; kinds 0, 3, 5, 62, 10002 and keys on the keep list stay; what is too old is refused at
 /// every door, and stays away after a restart and a rebuild.
-#[test]
-fn events_beyond_their_age_go() {
-    let dir = tempfile::tempdir().unwrap();
+fn events_beyond_their_age_go(place: &Place<'_>) {
     let (author, kept) = (Keys::new(1), Keys::new(2));
     let rules = rules(&format!(
         "max_age_days = 10\nkeep = [\"{}\"]\nrules = [{{ kinds = [7], max_age_days = 1 }}, {{ kinds = [30023], max_age_days = 0 }}]",
@@ -90,31 +131,29 @@ fn events_beyond_their_age_go() {
     let stay: Vec<_> =
         stay.into_iter().chain([author.deletion(old, &[]), event(7, NOW - DAY), event(1, NOW - 10 * DAY)]).collect();
     let go: Vec<_> = [event(1, old), event(7, NOW - DAY - 1), event(1, NOW - 10 * DAY - 1), event(1984, 1)].into();
-    let store = open(dir.path(), &rules, 0);
-    store_all(&store, &stay);
-    store_all(&store, &go);
-    assert_eq!(retain(&store, NOW), go.len());
-    assert_eq!(stats(&store).evicted_events, go.len() as u64);
+    let store = place.open(&rules, 0);
+    store_all(&*store, &stay);
+    store_all(&*store, &go);
+    assert_eq!(retain(&*store, NOW), go.len());
+    assert_eq!(stats(&*store).evicted_events, go.len() as u64);
     let mut expected: Vec<u64> = stay.iter().map(|event| event.created_at).collect();
     expected.sort_unstable_by(|a, b| b.cmp(a));
-    assert_eq!(dates(&store), expected);
+    assert_eq!(dates(&*store), expected);
     drop(store);
 
-    remove_indexes(dir.path());
-    let store = Arc::new(open(dir.path(), &rules, 0));
-    assert_eq!(dates(&store), expected, "the log says so too");
+    (place.rebuild)();
+    let store = place.open(&rules, 0);
+    assert_eq!(dates(&*store), expected, "the log says so too");
     assert!(go.iter().all(|event| refused(&store, event)));
     assert!(!refused(&store, &kept.note(old, "another")) && !refused(&store, &event(30_023, 5)));
     assert!(!refused(&store, &author.note(NOW - 10 * DAY, "just in time")));
-    assert_eq!(retain(&store, NOW), 0);
+    assert_eq!(retain(&*store, NOW), 0);
     // A day later the next ones are due.
-    assert_eq!(retain(&store, NOW + DAY), 2);
+    assert_eq!(retain(&*store, NOW + DAY), 2);
 }
 
 /// Over the quota the oldest evictable events go, whatever their number in one second, down to 90 %; the rest stays.
-#[test]
-fn the_quota_evicts_the_oldest_first() {
-    let dir = tempfile::tempdir().unwrap();
+fn the_quota_evicts_the_oldest_first(place: &Place<'_>) {
     let (author, kept) = (Keys::new(1), Keys::new(2));
     let rules = rules(&format!("keep = [\"{}\"]\nrules = [{{ kinds = [30023], evict = false }}]", kept.hex()));
     let long = "x".repeat(1_000);
@@ -126,21 +165,14 @@ fn the_quota_evicts_the_oldest_first() {
     let one_second: Vec<_> = (0..30).map(|n| author.note(100, &format!("{n}{long}"))).collect();
     // A long silence in between, and dates far ahead.
     let later = [notes(1_000..1_050), notes(NOW..NOW + 50), notes(1 << 40..(1 << 40) + 5)].concat();
-    let free = open(dir.path(), &Rules::default(), 0);
-    for events in [&protected, &one_second, &later] {
-        store_all(&free, events);
-    }
-    let bytes = free.stats().live_bytes();
-    assert!(free.stats().retention.is_none());
-    drop(free);
-
+    let bytes = place.fill(&[&protected, &one_second, &later]);
     let total = protected.len() + one_second.len() + later.len();
     let quota = bytes * 70 / 100;
-    let store = Arc::new(open(dir.path(), &rules, quota));
-    let removed = retain(&store, NOW);
-    let left = dates(&store);
+    let store = place.open(&rules, quota);
+    let removed = retain(&*store, NOW);
+    let left = dates(&*store);
     assert_eq!(left.len(), total - removed);
-    let used = stats(&store).used_bytes;
+    let used = stats(&*store).used_bytes;
     assert!(used <= quota * 90 / 100 && used > quota * 84 / 100, "{used} of {quota}");
     assert_eq!(left.iter().filter(|at| **at < 20).count(), protected.len(), "what is protected stays");
     let mut evictable: Vec<u64> = one_second.iter().chain(&later).map(|event| event.created_at).collect();
@@ -150,23 +182,21 @@ fn the_quota_evicts_the_oldest_first() {
     assert_eq!(left_evictable, evictable[removed..], "the oldest went");
 
     let reach = evictable[removed - 1];
-    assert_eq!(stats(&store).evicted_up_to, reach);
+    assert_eq!(stats(&*store).evicted_up_to, reach);
     let old = author.note(reach, "as old as what was evicted");
     assert!(refused(&store, &old) && refused(&store, &one_second[0]) && !refused(&store, &author.note(reach + 1, "")));
     assert!(!refused(&store, &kept.note(3, "new")) && !refused(&store, &author.draft(30_023, 3).sign()));
     drop(store);
-    let store = Arc::new(open(dir.path(), &rules, quota));
+    let store = place.open(&rules, quota);
     assert!(refused(&store, &old), "a restart changes nothing");
     drop(store);
-    let store = Arc::new(open(dir.path(), &self::rules("rules = [{ kinds = [7], evict = false }]"), quota));
+    let store = place.open(&self::rules("rules = [{ kinds = [7], evict = false }]"), quota);
     assert!(!refused(&store, &old), "other rules do");
 }
 
 /// Kinds that the rules name make room first, the oldest of them first, however old the others are; with none of them
 /// left it is the turn of the others. Each is refused as far back as its own were evicted.
-#[test]
-fn named_kinds_make_room_before_all_others() {
-    let dir = tempfile::tempdir().unwrap();
+fn named_kinds_make_room_before_all_others(place: &Place<'_>) {
     let author = Keys::new(1);
     let rules = rules("rules = [{ kinds = [7] }, { kinds = [\"1000-1999\"] }, { kinds = [30023], evict = false }]");
     let long = "x".repeat(1_000);
@@ -174,41 +204,36 @@ fn named_kinds_make_room_before_all_others() {
     let notes: Vec<_> = (0..50).map(|n| event(1, 100 + n)).collect();
     let articles: Vec<_> = (0..10).map(|n| event(30_023, 10 + n)).collect();
     let named: Vec<_> = (0..50).map(|n| event(if n % 3 == 0 { 1_984 } else { 7 }, 1_000 + n)).collect();
-    let free = open(dir.path(), &Rules::default(), 0);
-    for events in [&notes, &articles, &named] {
-        store_all(&free, events);
-    }
-    let bytes = free.stats().live_bytes();
-    drop(free);
-    let kept = |store: &EmbeddedStore, range: std::ops::Range<u64>| {
+    let bytes = place.fill(&[&notes, &articles, &named]);
+    let kept = |store: &dyn Store, range: std::ops::Range<u64>| {
         dates(store).into_iter().rev().filter(|at| range.contains(at)).collect::<Vec<_>>()
     };
 
-    let store = Arc::new(open(dir.path(), &rules, bytes * 85 / 100));
-    let removed = retain(&store, NOW);
+    let store = place.open(&rules, bytes * 85 / 100);
+    let removed = retain(&*store, NOW);
     assert!((24..40).contains(&removed), "{removed}");
     assert_eq!(
-        kept(&store, 1_000..2_000),
+        kept(&*store, 1_000..2_000),
         (1_000 + removed as u64..1_050).collect::<Vec<_>>(),
         "the oldest named went"
     );
-    assert_eq!(kept(&store, 0..1_000).len(), 60, "no other went");
+    assert_eq!(kept(&*store, 0..1_000).len(), 60, "no other went");
     let reach = 1_000 + removed as u64 - 1;
-    assert_eq!((stats(&store).named_evicted_up_to, stats(&store).evicted_up_to), (reach, 0));
+    assert_eq!((stats(&*store).named_evicted_up_to, stats(&*store).evicted_up_to), (reach, 0));
     assert!(
         refused(&store, &event(7, reach)) && refused(&store, &event(1_000, 5)) && !refused(&store, &event(7, 3_000))
     );
     assert!(!refused(&store, &event(1, 5)) && !refused(&store, &event(30_023, 5)));
     drop(store);
 
-    let store = Arc::new(open(dir.path(), &rules, bytes / 2));
+    let store = place.open(&rules, bytes / 2);
     assert!(refused(&store, &event(7, reach)), "a restart changes nothing");
-    retain(&store, NOW);
-    assert_eq!(kept(&store, 1_000..2_000), [0; 0], "no named kind is left");
-    let notes = kept(&store, 100..1_000);
+    retain(&*store, NOW);
+    assert_eq!(kept(&*store, 1_000..2_000), [0; 0], "no named kind is left");
+    let notes = kept(&*store, 100..1_000);
     assert_eq!(notes, (150 - notes.len() as u64..150).collect::<Vec<_>>(), "then the oldest of the others");
     assert!(!notes.is_empty() && notes.len() < 50);
-    assert_eq!(kept(&store, 0..100).len(), 10, "what a rule protects stays");
+    assert_eq!(kept(&*store, 0..100).len(), 10, "what a rule protects stays");
     assert!(refused(&store, &event(1, 150 - notes.len() as u64 - 1)) && !refused(&store, &event(1, 200)));
 }
 
@@ -219,10 +244,10 @@ fn compaction_frees_the_space_and_room_lifts_the_bar() {
     let dir = tempfile::tempdir().unwrap();
     let author = Keys::new(1);
     let notes: Vec<_> = (0..100).map(|n| author.note(1_000 + n, &format!("{n}{}", "x".repeat(1_000)))).collect();
-    let store = Arc::new(open(dir.path(), &Rules::default(), 100_000));
-    store_all(&store, &notes);
+    let store: Arc<dyn Store> = Arc::new(open(dir.path(), &Rules::default(), 100_000));
+    store_all(&*store, &notes);
     assert!(store.apply(&[], NOW).unwrap().over_quota);
-    let removed = retain(&store, NOW);
+    let removed = retain(&*store, NOW);
     assert!(!store.apply(&[], NOW).unwrap().over_quota);
     assert!(removed > 10 && refused(&store, &notes[0]));
     assert!(store.stats().log_bytes > 100_000);
@@ -230,28 +255,26 @@ fn compaction_frees_the_space_and_room_lifts_the_bar() {
     assert!(store.stats().log_bytes + store.stats().index_bytes < 100_000);
     let ids: Vec<_> = notes[removed..].iter().map(|note| note.id).collect();
     store.remove(&ids[..ids.len() / 2], Removal::Operator).unwrap();
-    assert_eq!(retain(&store, NOW), 0);
-    assert_eq!(stats(&store).evicted_up_to, 0);
+    assert_eq!(retain(&*store, NOW), 0);
+    assert_eq!(stats(&*store).evicted_up_to, 0);
     assert!(!refused(&store, &notes[0]));
 }
 
 /// When nothing may be evicted, writes are refused and reading goes on; with room, writing goes on by itself.
-#[test]
-fn a_quota_without_anything_to_evict_refuses_writes() {
-    let dir = tempfile::tempdir().unwrap();
+fn a_quota_without_anything_to_evict_refuses_writes(place: &Place<'_>) {
     let author = Keys::new(1);
     let rules = rules("rules = [{ kinds = [1], evict = false }]");
     let notes: Vec<_> = (0..100).map(|n| author.note(1_000 + n, &"x".repeat(1_000))).collect();
-    let store = open(dir.path(), &rules, 100_000);
-    store_all(&store, &notes);
-    assert_eq!(retain(&store, NOW), 0);
-    assert!(stats(&store).used_up);
+    let quota = place.fill(&[&notes]) * 80 / 100;
+    let store = place.open(&rules, quota);
+    assert_eq!(retain(&*store, NOW), 0);
+    assert!(stats(&*store).used_up);
     let late = [verified(&author.note(NOW, "late"))];
     assert!(matches!(store.apply(&late, NOW), Err(StoreError::QuotaUsedUp)));
-    assert_eq!(dates(&store).len(), 100);
+    assert_eq!(dates(&*store).len(), 100);
     store.remove(&[notes[0].id, notes[1].id, notes[2].id], Removal::Operator).unwrap();
     store.remove(&notes[3..40].iter().map(|note| note.id).collect::<Vec<_>>(), Removal::Operator).unwrap();
-    retain(&store, NOW);
+    retain(&*store, NOW);
     assert_eq!(store.apply(&late, NOW).unwrap().verdicts, [Verdict::Store]);
 }
 
@@ -275,7 +298,7 @@ async fn a_relay_keeps_to_its_quota() {
     // The writer sweeps between batches; what it has not done yet, is done here.
     let first = author.note(NOW, "too old");
     let evicted = async {
-        while stats(&store).evicted_up_to < NOW {
+        while stats(&*store).evicted_up_to < NOW {
             client.assert_alive().await;
         }
     };

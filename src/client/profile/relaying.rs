@@ -56,7 +56,11 @@ impl Profile {
     pub fn link_up(&self, relay: &RelayUrl, arrival: Arrival) -> Result<(), StoreError> {
         let mut state = self.state();
         let state = &mut *state;
-        // The clock must know every stamp before drafts are dated anew.
+        // What has expired is judged by the relay's clock, and the clock must know every stamp before
+        // drafts are dated anew. (Those of drafts it knows since they were written, or since the start.)
+        if let Some(offset_ms) = arrival.clock_offset_ms {
+            state.clock.correct(offset_ms);
+        }
         self.collections(state)?;
         let rules = state.outbox.rules_mut();
         rules.link_up(relay);
@@ -64,8 +68,7 @@ impl Profile {
             rules.authenticated(relay);
         }
         let mut changes = rules.settle_unsuited(relay, |entry| suits(entry, arrival.slots));
-        if let Some(offset_ms) = arrival.clock_offset_ms {
-            state.clock.correct(offset_ms);
+        if arrival.clock_offset_ms.is_some() {
             changes.extend(rules.restamp(&mut state.clock, self.world.now_ms()));
         }
         state.up.insert(relay.clone());
@@ -82,6 +85,16 @@ impl Profile {
         if state.up.is_empty() {
             state.clock.doubt();
         }
+    }
+
+    /// What the relay has is being fetched, anew if it was before: what merges does not go out.
+    pub fn fetching(&self, relay: &RelayUrl) {
+        self.state().outbox.rules_mut().fetching(relay);
+    }
+
+    /// Everything that the relay had is here; what merges may go out.
+    pub fn fetched(&self, relay: &RelayUrl) {
+        self.state().outbox.rules_mut().fetched(relay);
     }
 
     /// The relay has judged our proof; what was refused for want of one is sent again.
@@ -139,6 +152,18 @@ impl Profile {
 
     /// Makes one event of the drafts that are told together. Without anything left to say, they are taken out.
     fn sign(&self, state: &mut State, seq: Seq) -> Vec<Change> {
+        let mut dated = None;
+        if !state.clock.is_corrected() {
+            // This relay has not told the time. What is signed is dated for good, and with it whatever was written around
+            // it: otherwise a deletion might come to be dated before what it deletes.
+            dated = state.outbox.rules_mut().restamp(&mut state.clock, self.world.now_ms());
+        }
+        let mut changes: Vec<Change> = dated.into_iter().collect();
+        changes.extend(self.sign_dated(state, seq));
+        changes
+    }
+
+    fn sign_dated(&self, state: &mut State, seq: Seq) -> Vec<Change> {
         let told = state.outbox.rules().drafts_told_with(seq);
         let seqs: Vec<Seq> = told.iter().map(|(seq, _)| *seq).collect();
         let drafts: Vec<&Draft> = told.iter().map(|(_, draft)| *draft).collect();
@@ -210,26 +235,7 @@ impl Profile {
         self.collections(state)?;
         let collections = state.collections.as_ref().expect("made above");
         let due = collections.due(state.outbox.rules().drafts().map(|(_, draft)| draft));
-        let mut things = Vec::new();
-        for op in due {
-            let draft = Draft { written: state.clock.write(self.world.now_ms()), op };
-            let mut relays = self.relays_for_draft(&draft).unwrap_or_default();
-            if matches!(draft.op, Op::Settings { form: SettingsForm::Slot, .. }) {
-                relays.retain(|relay| state.relays.get(relay).is_some_and(|status| status.slots));
-            }
-            if !relays.is_empty() {
-                things.push((Content::Draft(Box::new(draft)), relays));
-            }
-        }
-        if things.is_empty() {
-            return Ok(());
-        }
-        match state.outbox.queue(things) {
-            Ok(_) => self.tell_owed(state),
-            Err(crate::client::outbox::OutboxError::Store(error)) => return Err(error),
-            Err(full) => tracing::warn!("a merge is not published yet: {full}"),
-        }
-        Ok(())
+        self.say_again(state, due).map(drop)
     }
 
     /// Which of these events the relay is owed, or has refused: no reconciliation needs to upload them.

@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{LIVE, Stream, StreamError, subscription};
+use super::{Stream, StreamError};
+use crate::client::level::{self, LIVE, Party};
 use crate::client::link::{Auth, Incoming};
 use crate::protocol::item::Item;
 use crate::protocol::relay_message::{RelayMessage, prefix};
-use crate::protocol::{Event, EventId, Filter, message};
+use crate::protocol::{Event, EventId, message};
 use crate::relay::outbox::{Outbox, Outgoing, Taken};
 
 /// Events that are read from the store and sent before the next are read.
@@ -174,7 +175,7 @@ impl Stream {
     ) -> Result<Infallible, StreamError> {
         // First, so that nothing is missed between the comparison and what follows.
         if self.scope.direction.is_down() {
-            self.listen_there().await?;
+            level::listen(self, &self.scope.filters.clone()).await?;
         }
         self.level().await?;
         levelled();
@@ -190,22 +191,6 @@ impl Stream {
                     self.level().await?;
                     level_at = Instant::now() + LEVEL_EVERY;
                 }
-            }
-        }
-    }
-
-    async fn listen_there(&mut self) -> Result<(), StreamError> {
-        let new: Vec<Filter> =
-            self.scope.filters.iter().map(|filter| Filter { limit: Some(0), ..filter.clone() }).collect();
-        self.link.send(message::req(&subscription(LIVE), &new)).await?;
-        loop {
-            match self.next().await? {
-                Incoming::Message(RelayMessage::Eose { id, .. }) if id == LIVE => return Ok(()),
-                Incoming::Message(RelayMessage::Closed { id, text }) if id == LIVE => {
-                    self.wait_for_proof(text).await?;
-                    self.link.send(message::req(&subscription(LIVE), &new)).await?;
-                }
-                other => self.take_in(other).await?,
             }
         }
     }

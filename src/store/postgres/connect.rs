@@ -15,6 +15,7 @@ use super::write::Failure;
 use crate::config::Config;
 use crate::config::postgres::without_password;
 use crate::store::StoreError;
+use crate::store::quota::Rules;
 
 /// What a store on Postgres is told at opening.
 #[derive(Clone, Debug)]
@@ -33,10 +34,12 @@ pub struct Options {
     pub start_timeout: Duration,
     /// How often to look for what others stored where no notification comes.
     pub poll: Duration,
+    /// What is kept, and for how long.
+    pub retention: Rules,
 }
 
 impl Options {
-    /// What the settings say about a store at this URL.
+    /// What the settings say about a store at this URL, but for the rules of retention.
     pub fn of(config: &Config, url: &str) -> Options {
         let settings = &config.postgres;
         Options {
@@ -47,6 +50,7 @@ impl Options {
             timeout: settings.timeout(),
             start_timeout: settings.start_timeout(),
             poll: settings.poll(),
+            retention: Rules::default(),
         }
     }
 
@@ -60,6 +64,7 @@ impl Options {
             timeout: Duration::from_secs(10),
             start_timeout: Duration::from_secs(10),
             poll: Duration::from_secs(1),
+            retention: Rules::default(),
         }
     }
 }

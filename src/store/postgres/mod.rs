@@ -7,6 +7,7 @@
 
 mod connect;
 mod news;
+mod retention;
 mod rows;
 mod scan;
 pub mod schema;
@@ -25,8 +26,11 @@ use sqlx::{Row, query};
 use tokio::runtime::Runtime;
 
 use super::explain::Explanation;
-use super::{Applied, FromElsewhere, News, Position, Query, Removal, Scan, Store, StoreError, StoreStats, state};
-use crate::protocol::{Event, EventId, Filter, Verified};
+use super::quota::Keeper;
+use super::{
+    Applied, FromElsewhere, News, Position, Query, Removal, Retained, Scan, Store, StoreError, StoreStats, state,
+};
+use crate::protocol::{Event, EventId, Filter, Kind, Verified};
 pub use connect::Options;
 use connect::Pools;
 use write::Transaction;
@@ -39,6 +43,7 @@ pub struct PostgresStore {
     /// Which notifications are this process's own.
     sender: i64,
     told: Mutex<Told>,
+    keeper: Keeper<retention::Place>,
     following: AtomicBool,
     events: AtomicU64,
     bytes: AtomicU64,
@@ -67,8 +72,11 @@ impl PostgresStore {
             .build()
             .map_err(|source| StoreError::Io { what: "starting a thread".to_owned(), source })?;
         let (pools, next) = wait::block_on(runtime.handle(), Pools::open(options))?;
+        let standing = async |connection: &mut PgConnection| Ok(retention::standing(connection).await?);
+        let (_, reaches) = wait::block_on(runtime.handle(), pools.reading_primary(standing))?;
         Ok(PostgresStore {
             pools: Arc::new(pools),
+            keeper: Keeper::new(options.retention.clone(), reaches.as_deref(), 0),
             runtime: Some(runtime),
             sender: sender(),
             told: Mutex::new(Told { stored: next, passed: 0, states: -1 }),
@@ -110,12 +118,20 @@ impl PostgresStore {
     /// The end of what is stored; where others are followed, of what was told about.
     fn present_end(&self) -> Result<Applied, StoreError> {
         let mut told = self.told();
-        if !self.following.load(Ordering::Relaxed) {
-            told.stored = self.wait(self.pools.reading_primary(async |connection: &mut PgConnection| {
-                Ok(query("SELECT next FROM sledge.head").fetch_one(connection).await?.try_get(0)?)
-            }))?;
+        let follows = self.following.load(Ordering::Relaxed);
+        if follows && self.keeper.is_idle() {
+            let end = position(told.stored);
+            return Ok(Applied { verdicts: Vec::new(), end, over_quota: false, others: Vec::new() });
         }
-        Ok(Applied { verdicts: Vec::new(), end: position(told.stored), over_quota: false, others: Vec::new() })
+        let (next, events, bytes) = self.wait(self.pools.reading_primary(async |connection: &mut PgConnection| {
+            let row = query("SELECT next, events, bytes FROM sledge.head").fetch_one(connection).await?;
+            Ok((row.try_get(0)?, row.try_get::<i64, _>(1)?.unsigned_abs(), row.try_get::<i64, _>(2)?.unsigned_abs()))
+        }))?;
+        if !follows {
+            told.stored = next;
+        }
+        let over_quota = self.keeper.is_over(retention::taken_bytes(events, bytes));
+        Ok(Applied { verdicts: Vec::new(), end: position(told.stored), over_quota, others: Vec::new() })
     }
 }
 
@@ -134,6 +150,9 @@ impl Store for PostgresStore {
         if batch.is_empty() {
             return self.present_end();
         }
+        if !batch.iter().all(|event| self.keeper.has_room_for(event.kind)) {
+            return Err(StoreError::QuotaUsedUp);
+        }
         let mut told = self.told();
         let follows = self.following.load(Ordering::Relaxed);
         let from = told.stored;
@@ -144,12 +163,13 @@ impl Store for PostgresStore {
                 false => Vec::new(),
             };
             let verdicts = transaction.apply(batch, now, self.sender).await?;
-            Ok((verdicts, others, transaction.commit().await?))
+            let taken_bytes = transaction.taken_bytes();
+            Ok((verdicts, others, taken_bytes, transaction.commit().await?))
         });
-        let (verdicts, others, next): (_, Vec<FromElsewhere>, _) = self.wait(done)?;
+        let (verdicts, others, taken_bytes, next): (_, Vec<FromElsewhere>, _, _) = self.wait(done)?;
         told.stored = next;
         self.pools.reached(next);
-        Ok(Applied { verdicts, end: position(next), over_quota: false, others })
+        Ok(Applied { verdicts, end: position(next), over_quota: self.keeper.is_over(taken_bytes), others })
     }
 
     fn remove(&self, ids: &[EventId], _why: Removal) -> Result<u64, StoreError> {
@@ -165,6 +185,18 @@ impl Store for PostgresStore {
         Ok(removed as usize)
     }
 
+    fn retain(&self, now: u64, events_max: usize) -> Result<Retained, StoreError> {
+        retention::retain(self, now, events_max)
+    }
+
+    fn keeps(&self, event: &Event, now: u64) -> bool {
+        self.keeper.keeps(event, now)
+    }
+
+    fn has_room_for(&self, kind: Kind) -> bool {
+        self.keeper.has_room_for(kind)
+    }
+
     fn contains(&self, id: &EventId) -> Result<bool, StoreError> {
         self.wait(self.pools.reading_primary(async |connection: &mut PgConnection| {
             let found = query("SELECT 1 FROM sledge.events WHERE id = $1").bind(&id.0[..]).fetch_optional(connection);
@@ -174,8 +206,8 @@ impl Store for PostgresStore {
 
     /// A round trip for each event that comes in would cost more than checking the signatures of the few that are known
     /// already; the batch finds those.
-    fn contains_at_hand(&self, _id: &EventId) -> Result<bool, StoreError> {
-        Ok(false)
+    fn contains_at_hand(&self, _id: &EventId) -> Result<Option<bool>, StoreError> {
+        Ok(None)
     }
 
     fn follow(&self, wake: Arc<dyn Fn() + Send + Sync>) -> Result<(), StoreError> {
@@ -266,10 +298,12 @@ impl Store for PostgresStore {
                 0
             }
         };
+        let (events, log_bytes) = (self.events.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed));
         StoreStats {
-            events: self.events.load(Ordering::Relaxed),
-            log_bytes: self.bytes.load(Ordering::Relaxed),
+            events,
+            log_bytes,
             index_bytes,
+            retention: self.keeper.stats(retention::taken_bytes(events, log_bytes)),
             ..StoreStats::default()
         }
     }

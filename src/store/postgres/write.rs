@@ -11,6 +11,7 @@ use sqlx::postgres::PgConnection;
 use sqlx::{Row, query, raw_sql};
 
 use super::news;
+use super::retention::taken_bytes;
 use super::rows::{self, seconds};
 use super::view::View;
 use crate::protocol::supersede::{Verdict, may_delete};
@@ -24,7 +25,7 @@ SET LOCAL lock_timeout = '10s';
 SET LOCAL idle_in_transaction_session_timeout = '10s';
 SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_hashjoin = off;
 SET LOCAL enable_mergejoin = off; SET LOCAL jit = off;
-SELECT next FROM sledge.head FOR NO KEY UPDATE";
+SELECT next, events, bytes FROM sledge.head FOR NO KEY UPDATE";
 
 /// Events that a request to vanish takes out in one statement.
 const VANISH_EVENTS_MAX: i64 = 2_000;
@@ -34,6 +35,9 @@ pub(super) struct Transaction<'c> {
     connection: &'c mut PgConnection,
     /// Position of the next event.
     next: i64,
+    /// Events, and bytes of their JSON: what was there before, and what this transaction adds.
+    events: i64,
+    bytes: i64,
 }
 
 /// Why a transaction came to nothing.
@@ -60,8 +64,14 @@ impl From<StoreError> for Failure {
 impl<'c> Transaction<'c> {
     /// Waits for its turn.
     pub(super) async fn begin(connection: &'c mut PgConnection) -> Result<Transaction<'c>, sqlx::Error> {
-        let next = raw_sql(BEGIN).fetch_one(&mut *connection).await?.try_get(0)?;
-        Ok(Transaction { connection, next })
+        let head = raw_sql(BEGIN).fetch_one(&mut *connection).await?;
+        let [next, events, bytes] = [head.try_get(0)?, head.try_get(1)?, head.try_get(2)?];
+        Ok(Transaction { connection, next, events, bytes })
+    }
+
+    /// What the events take of the quota, not counting what this transaction removes.
+    pub(super) fn taken_bytes(&self) -> u64 {
+        taken_bytes(self.events.unsigned_abs(), self.bytes.unsigned_abs())
     }
 
     /// What others have stored from a position on.
@@ -101,6 +111,7 @@ impl<'c> Transaction<'c> {
         }
         let (columns, stones, gone) = (view.writes.columns(), &view.writes.tombstones, view.gone_columns());
         let count = columns.len() as i64;
+        let bytes: usize = columns.json.iter().map(String::len).sum();
         if count == 0 && gone.0.is_empty() {
             return Ok(());
         }
@@ -127,6 +138,8 @@ impl<'c> Transaction<'c> {
             .execute(&mut *self.connection)
             .await?;
         self.next += count;
+        self.events += count;
+        self.bytes += bytes as i64;
         Ok(())
     }
 

@@ -29,12 +29,18 @@ pub struct LinkStatus {
 #[derive(Clone, Debug)]
 pub(super) struct Link {
     up: bool,
+    /// Everything that the relay had when the link came up is here.
+    fetched: bool,
     auth: Auth,
     window: usize,
     /// Refusals in a row.
     failures: u32,
     paused_until_ms: u64,
     ready: BTreeSet<Seq>,
+    /// Ready, but not before everything is fetched.
+    held: BTreeSet<Seq>,
+    /// What waits for that, whatever else it waits for.
+    after_fetch: BTreeSet<Seq>,
     /// Owed, but not before a time: in the order of time.
     later: BTreeSet<(u64, Seq)>,
     failed: BTreeMap<Seq, Failed>,
@@ -65,11 +71,14 @@ impl Default for Link {
     fn default() -> Self {
         Link {
             up: false,
+            fetched: false,
             auth: Auth::NotAsked,
             window: WINDOW_MAX,
             failures: 0,
             paused_until_ms: 0,
             ready: BTreeSet::new(),
+            held: BTreeSet::new(),
+            after_fetch: BTreeSet::new(),
             later: BTreeSet::new(),
             failed: BTreeMap::new(),
             in_flight: BTreeMap::new(),
@@ -85,8 +94,13 @@ impl Link {
 
     pub(super) fn close(&mut self) {
         self.up = false;
+        self.fetched = false;
         self.auth = Auth::NotAsked;
-        self.ready.extend(std::mem::take(&mut self.in_flight).into_keys());
+        std::mem::take(&mut self.in_flight).into_keys().for_each(|seq| self.make_ready(seq));
+    }
+
+    pub(super) fn set_fetched(&mut self, fetched: bool) {
+        self.fetched = fetched;
     }
 
     /// Asks for a proof of the key; false when there was one already on this link and it did not help.
@@ -106,12 +120,26 @@ impl Link {
         self.auth = Auth::Done;
     }
 
-    pub(super) fn owe(&mut self, seq: Seq) {
-        self.ready.insert(seq);
+    pub(super) fn owe(&mut self, seq: Seq, after_fetch: bool) {
+        if after_fetch {
+            self.after_fetch.insert(seq);
+        }
+        self.make_ready(seq);
+    }
+
+    /// What is owed may go out, now or when everything is fetched.
+    pub(super) fn make_ready(&mut self, seq: Seq) {
+        if self.after_fetch.contains(&seq) {
+            self.held.insert(seq)
+        } else {
+            self.ready.insert(seq)
+        };
     }
 
     pub(super) fn forget(&mut self, seq: Seq) {
         self.ready.remove(&seq);
+        self.held.remove(&seq);
+        self.after_fetch.remove(&seq);
         if let Some(failed) = self.failed.remove(&seq) {
             self.later.remove(&(failed.due_ms, seq));
         }
@@ -128,13 +156,16 @@ impl Link {
         }
         while let Some((at_ms, seq)) = self.later.first().copied().filter(|(at_ms, _)| *at_ms <= now_ms) {
             self.later.remove(&(at_ms, seq));
-            self.ready.insert(seq);
+            self.make_ready(seq);
         }
-        self.ready.first().copied().ok_or_else(|| self.later.first().map(|(at_ms, _)| *at_ms))
+        let held = self.held.first().filter(|_| self.fetched);
+        let first = self.ready.first().into_iter().chain(held).min();
+        first.copied().ok_or_else(|| self.later.first().map(|(at_ms, _)| *at_ms))
     }
 
     pub(super) fn sent(&mut self, seq: Seq, id: EventId, at_ms: u64) {
         self.ready.remove(&seq);
+        self.held.remove(&seq);
         self.in_flight.insert(seq, Sent { id, at_ms });
     }
 
@@ -163,7 +194,7 @@ impl Link {
 
     /// The relay wants less: the whole link waits, and goes on with half the window.
     pub(super) fn slow_down(&mut self, seq: Seq, now_ms: u64, chance: u64) {
-        self.ready.insert(seq);
+        self.make_ready(seq);
         // The refusals of one window are one complaint.
         if now_ms >= self.paused_until_ms {
             self.window = (self.window / 2).max(1);
@@ -181,7 +212,7 @@ impl Link {
     pub(super) fn status(&self) -> LinkStatus {
         LinkStatus {
             up: self.up,
-            owed: self.ready.len() + self.later.len() + self.in_flight.len(),
+            owed: self.ready.len() + self.held.len() + self.later.len() + self.in_flight.len(),
             in_flight: self.in_flight.len(),
             window: self.window,
             paused_until_ms: self.paused_until_ms,

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use sledge::protocol::Event;
+use sledge::store::Store;
 use sledge::store::postgres::{Options, PostgresStore};
 
 use crate::fanout;
@@ -110,4 +111,25 @@ async fn the_way_to_another_process_is_short() {
     }
     times.sort();
     println!("from publishing to another relay's subscriber: median {:?}, worst {:?}", times[20], times[39]);
+}
+
+/// A stored event that comes again with another signature is a duplicate, as in the embedded store, and an unknown one with
+/// a wrong signature is invalid (T27).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t27_known_events_with_wrong_signatures_are_duplicates() {
+    let dir = tempfile::tempdir().unwrap();
+    let stores: [Arc<dyn Store>; 2] =
+        [Arc::new(Cluster::shared().store()), Arc::new(crate::support::stores::open_store(dir.path()))];
+    for store in stores {
+        let relay = Relay::over(store).await;
+        let mut client = relay.client().await;
+        let [known, unknown] = ["known", "unknown"].map(|content| Keys::new(1).note(NOW, content));
+        client.store(&known).await;
+        let forged = |event: &Event| Event { sig: Keys::new(1).note(NOW, "another").sig, ..event.clone() };
+        let (accepted, text) = client.publish(&forged(&known)).await;
+        assert!(accepted && text.starts_with("duplicate:"), "{text}");
+        let (accepted, text) = client.publish(&forged(&unknown)).await;
+        assert!(!accepted && text.starts_with("invalid:"), "{text}");
+        client.assert_alive().await;
+    }
 }

@@ -25,7 +25,7 @@ const PERSON: [u8; 32] = [7; 32];
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LinkState {
     pub up: bool,
-    /// Everything that the relay had when the link came up was fetched; only then does the outbox go out.
+    /// Everything that the relay had when the link came up was fetched; only then goes out what merges.
     pub fetched: bool,
     /// Counts the links to this relay: what travels on an old one is lost.
     pub epoch: u64,
@@ -183,6 +183,13 @@ impl SimDevice {
             Content::Event(json) => Event::from_json(json).map_or(true, |event| suits(&event, has_slot)),
         });
         self.record(changes, false);
+    }
+
+    /// Everything that the relay had is here.
+    pub fn fetched(&mut self, relay: usize) {
+        let Some(memory) = &mut self.memory else { return };
+        memory.links[relay].fetched = true;
+        memory.outbox.fetched(&relay_url(relay));
     }
 
     pub fn link_down(&mut self, relay: usize) {

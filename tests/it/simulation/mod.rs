@@ -10,7 +10,7 @@
 
 mod book;
 mod broken;
-mod chance;
+pub mod chance;
 mod device;
 mod laws;
 mod rules;

@@ -189,7 +189,7 @@ impl World {
         let Some(memory) = self.devices[device].memory.as_mut() else { return };
         memory.links[relay].awaited = awaited;
         if awaited == 0 {
-            memory.links[relay].fetched = true;
+            self.devices[device].fetched(relay);
             self.upload(device, relay);
         }
     }
@@ -299,8 +299,7 @@ impl World {
     }
 
     fn pump(&mut self, device: usize, relay: usize) -> bool {
-        let ready = self.devices[device].memory.as_ref().is_some_and(|m| m.links[relay].up && m.links[relay].fetched);
-        if !ready {
+        if !self.is_up(device, relay) {
             return false;
         }
         let (event, signed) = self.devices[device].pump(relay, self.now_ms);

@@ -279,7 +279,7 @@ pub fn id_of(line: &str) -> String {
 }
 
 fn address_in(line: &str) -> Option<SocketAddr> {
-    let rest = line.split_once("ws://")?.1;
+    let rest = line.split_once("listening on ws://")?.1;
     let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.' && c != ':').unwrap_or(rest.len());
     rest[..end].parse().ok()
 }

@@ -126,13 +126,37 @@ impl FakePeer {
 
     /// Answers every question with nothing, up to the first event that is published; that one's JSON.
     pub async fn until_published(&mut self) -> Value {
+        self.until_verb("EVENT").await[1].clone()
+    }
+
+    /// Answers every question with nothing, up to the first message with this verb.
+    pub async fn until_verb(&mut self, verb: &str) -> Value {
         loop {
-            let message = self.hear().await.expect("the client publishes something");
-            match message[0].as_str() {
-                Some("REQ") => self.say(serde_json::json!(["EOSE", message[1]])).await,
-                Some("EVENT") => return message[1].clone(),
-                _ => {}
+            let message = self.hear().await.unwrap_or_else(|| panic!("the client left instead of {verb}"));
+            if message[0] == verb {
+                return message;
             }
+            self.answer_with_nothing(&message).await;
+        }
+    }
+
+    /// Answers every question with nothing until something has happened. What is published meanwhile is not answered.
+    pub async fn answer_until<T>(&mut self, done: impl Future<Output = T>) -> T {
+        tokio::pin!(done);
+        loop {
+            let next = tokio::select! {
+                done = &mut done => return done,
+                next = self.socket.next() => next,
+            };
+            if let Some(Ok(Message::Text(text))) = next {
+                self.answer_with_nothing(&serde_json::from_str(&text).expect("clients send JSON")).await;
+            }
+        }
+    }
+
+    async fn answer_with_nothing(&mut self, message: &Value) {
+        if message[0] == "REQ" {
+            self.say(serde_json::json!(["EOSE", message[1]])).await;
         }
     }
 

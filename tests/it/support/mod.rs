@@ -7,6 +7,7 @@ pub mod cluster;
 pub mod device;
 pub mod fake;
 pub mod paths;
+pub mod proxy;
 pub mod reference;
 pub mod relay;
 pub mod signer;
