@@ -57,6 +57,7 @@ impl Cache {
             engine: Engine::Fjall,
             run_entries_max: (memory_bytes / 8 / ENTRY_BYTES).max(1_000),
             cache_bytes: memory_bytes as u64 / 4,
+            hot_bytes: memory_bytes / 16,
             ..Options::default()
         };
         Ok(Cache { store: EmbeddedStore::open(dir, &options)? })
