@@ -25,6 +25,7 @@ use crate::client::stream::{Memory, Scope, Stream};
 use crate::config::{self, Config};
 use crate::error::Error;
 use crate::protocol::Filter;
+use crate::relay::ingest::Upstream;
 use crate::relay::side::{Moved, Side};
 use crate::relay::{Clock, Relay};
 use crate::server::control::{Answer, Equals, Request, SyncRequest};
@@ -157,10 +158,11 @@ async fn make_equal(
     told: watch::Sender<Moved>,
 ) -> Result<(), String> {
     let name = mirror.url.to_string();
+    let upstream = Upstream { url: name.clone(), is_mirror: false };
     let named = |error: &dyn std::fmt::Display| format!("{name}: {error}");
     let link = Link::open(&mirror.url, &options, mirror.keys, &World::system()).await;
     let link = link.map_err(|error| named(&error))?;
-    let side = Side::new(relay, mirror.private);
+    let side = Side::new(relay, mirror.private, upstream);
     let mut stream = Stream::new(link, side, mirror.scope, told, Memory::default());
     stream.level().await.map_err(|error| named(&error))
 }

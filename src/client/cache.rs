@@ -2,6 +2,10 @@
 //!
 //! In: verified events, of this user and of others. Out: what matches a filter, at once and offline. It judges as every
 //! relay does, so the relay's winner is the client's winner. Calls block; they belong on threads that may wait.
+//!
+//! Nothing is evicted to save room. What is missing here is found lacking at the next comparison and fetched again, and a
+//! relay's `OK` is no promise to keep an event for ever: relays that lose theirs are given it from here. So a person is
+//! told how much there is, and decides. What replaced and deleted events take is freed.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,6 +14,7 @@ use std::time::{Duration, Instant};
 use crate::protocol::item::Item;
 use crate::protocol::supersede::Verdict;
 use crate::protocol::{Event, EventId, Filter, PublicKey, Verified, Visibility};
+use crate::store::compact::Pace;
 use crate::store::embedded::{EmbeddedStore, Options};
 use crate::store::index::Engine;
 use crate::store::{PageBudget, Progress, Query, Row, Scan, Store, StoreError, Wanted};
@@ -20,6 +25,20 @@ const PAGE_BYTES_MAX: usize = 256 * 1024;
 const STEP_TIME_MAX: Duration = Duration::from_secs(60);
 /// Bytes of memory of one entry in the index's write buffer; see `sync.toml`, [memory].
 const ENTRY_BYTES: usize = 56;
+
+/// Bytes of replaced and deleted events that are worth writing the cache anew.
+const DEAD_BYTES_MIN: u64 = 16 << 20;
+
+/// What a cache takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct CacheSize {
+    /// Events.
+    pub events: u64,
+    /// Bytes on disk.
+    pub bytes: u64,
+    /// Those of them that replaced and deleted events take, until they are freed.
+    pub dead_bytes: u64,
+}
 
 /// The store of one profile.
 pub struct Cache {
@@ -38,6 +57,7 @@ impl Cache {
             engine: Engine::Fjall,
             run_entries_max: (memory_bytes / 8 / ENTRY_BYTES).max(1_000),
             cache_bytes: memory_bytes as u64 / 4,
+            hot_bytes: memory_bytes / 16,
             ..Options::default()
         };
         Ok(Cache { store: EmbeddedStore::open(dir, &options)? })
@@ -118,12 +138,32 @@ impl Cache {
         self.store.stats().events
     }
 
-    /// Brings what is in memory to disk, as far as `deadline` allows. Nothing is lost without it.
+    /// What the cache takes on disk.
+    pub fn size(&self) -> CacheSize {
+        let stats = self.store.stats();
+        CacheSize { events: stats.events, bytes: stats.log_bytes + stats.index_bytes, dead_bytes: stats.dead_bytes }
+    }
+
+    /// Brings what is in memory to disk, as far as `deadline` allows, and frees what replaced and deleted events take where
+    /// that is most of it. Nothing is lost without it.
     ///
     /// # Errors
     /// When the last writes fail.
     pub fn close(&self, deadline: Instant) -> Result<(), StoreError> {
+        self.compact_if(DEAD_BYTES_MIN, deadline);
         self.store.close(deadline)
+    }
+
+    /// A compaction that does not come to its end leaves everything as it was.
+    fn compact_if(&self, dead_bytes_min: u64, deadline: Instant) {
+        let stats = self.store.stats();
+        if stats.dead_bytes < dead_bytes_min.max(stats.live_bytes()) {
+            return;
+        }
+        let pace = Pace { share: 1.0, progress: &|_, _| {}, rest: &|_| Instant::now() < deadline };
+        if let Err(error) = self.store.compact(&pace) {
+            tracing::debug!(%error, "the cache stays as large as it is");
+        }
     }
 
     fn scan(&self, filters: &[Filter], now_secs: u64, visible: Visibility) -> Result<Box<dyn Scan>, StoreError> {
@@ -148,6 +188,27 @@ mod tests {
 
     use super::*;
     use crate::protocol::testing::{NOW, sign};
+
+    /// What replaced versions take is freed where it is most of it, and the state is the same after that (law 6); where it
+    /// is little, or there is no time, nothing is done.
+    #[test]
+    fn law_6_replaced_versions_take_no_room_for_ever() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(dir.path(), 1 << 20).unwrap();
+        let content = |at: u64| format!("{at} {}", "x".repeat(1_000));
+        let versions: Vec<_> = (1..=100).map(|at| sign(1, 30_001, NOW + at, &[&["d", "x"]], &content(at))).collect();
+        for version in &versions {
+            cache.put(std::slice::from_ref(version), NOW).unwrap();
+        }
+        let before = cache.size();
+        assert!(before.events == 1 && before.dead_bytes > 99_000, "{before:?}");
+        cache.compact_if(DEAD_BYTES_MIN, Instant::now() + STEP_TIME_MAX);
+        cache.compact_if(0, Instant::now());
+        assert_eq!(cache.size().dead_bytes, before.dead_bytes);
+        cache.compact_if(0, Instant::now() + STEP_TIME_MAX);
+        assert!(cache.size().bytes + 90_000 < before.bytes && cache.size().dead_bytes == 0, "{:?}", cache.size());
+        assert_eq!(cache.query(&[Filter::default()], NOW).unwrap(), [(*versions[99]).clone()]);
+    }
 
     /// What was put is found, also after a restart; a newer version takes the place of the older, whichever came first.
     #[test]

@@ -96,7 +96,7 @@ impl Session {
     }
 
     /// Gives the relay what it lacks of the user's own events and may have, oldest first.
-    async fn upload(&mut self) -> Result<(), SessionError> {
+    pub(super) async fn upload(&mut self) -> Result<(), SessionError> {
         let mut have: Vec<Item> = std::mem::take(&mut self.lacking).into_iter().collect();
         have.retain(|item| !self.offered.contains(&item.id));
         for part in have.chunks(UPLOADS_MAX) {

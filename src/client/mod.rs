@@ -4,6 +4,7 @@
 //! app        Client: chats, settings, training data; what an app holds
 //!  │
 //! links      one link to each relay, kept up or visited once
+//!  │  │                     and carry from one to the other
 //!  │  └ session, catchup      one link at work: make both sides equal, send what is owed, take what comes
 //!  │     └ link, dial         one socket: TLS, pings, NIP-42, the relay's clock
 //! profile    the order of writing: outbox → cache → collections; what a link is to send next
@@ -20,6 +21,7 @@
 pub mod app;
 pub mod backoff;
 pub mod cache;
+pub mod carry;
 pub mod catchup;
 pub mod clock;
 pub mod dial;

@@ -27,13 +27,16 @@ use std::time::Instant;
 use tokio::sync::{broadcast, watch};
 
 use super::cache::{Cache, event_of};
+use super::carry::{self, Carried, Carry};
 use super::clock::World;
 use super::keys::Keys;
 use super::outbox::{DurableOutbox, OutboxError};
 use super::routing::{self, RELAY_LIST, RelayList, Routing};
 use super::status::{RelayStatus, Status};
 use super::unwanted::Unwanted;
+use crate::protocol::item::Item;
 use crate::protocol::supersede::Verdict;
+use crate::protocol::verify::Hashed;
 use crate::protocol::{Event, EventId, Filter, PublicKey, Verified, label};
 use crate::store::dir::write_atomically;
 use crate::store::log::io_at;
@@ -76,6 +79,8 @@ pub struct Profile {
     cache: Cache,
     state: Mutex<State>,
     news: broadcast::Sender<Arc<Event>>,
+    /// Own events that were new, with the relay that gave them.
+    carried: broadcast::Sender<Carried>,
     /// Counts up when something new is owed.
     owed: watch::Sender<u64>,
     status: watch::Sender<Status>,
@@ -85,6 +90,8 @@ pub struct Profile {
 #[derive(Debug, Default)]
 struct Taken {
     new: usize,
+    /// Those of them that the user wrote.
+    own: Vec<Item>,
     /// Overtaken or deleted here: coming again would change nothing.
     unwanted: Vec<EventId>,
 }
@@ -129,6 +136,7 @@ impl Profile {
             cache,
             state: Mutex::new(State { outbox, clock, collections: None, relays, up, uncached, unwanted }),
             news: broadcast::Sender::new(NEWS_MAX),
+            carried: carry::channel(),
             owed: watch::Sender::new(0),
             status: watch::Sender::new(Status::default()),
         };
@@ -165,6 +173,11 @@ impl Profile {
     /// it missed some, and asks the cache.
     pub fn news(&self) -> broadcast::Receiver<Arc<Event>> {
         self.news.subscribe()
+    }
+
+    /// What other relays than this one give from now on.
+    pub fn carry(&self, to: &RelayUrl) -> Carry {
+        Carry::new(to.clone(), &self.carried)
     }
 
     /// Changes when something new is owed.
@@ -271,9 +284,8 @@ impl Profile {
             let mut collections = Collections::new(self.keys.pubkey());
             let now_secs = self.true_secs(&state.clock);
             self.cache.for_each(&[ours], now_secs, |row| {
-                let event = event_of(row).and_then(|event| Verified::check(event).ok());
-                if let Some(event) = event {
-                    collections.absorb(&event, &self.cipher, &mut state.clock);
+                if let Some(Ok(event)) = event_of(row).map(Hashed::check) {
+                    collections.absorb(&event.from_store(), &self.cipher, &mut state.clock);
                 }
             })?;
             state.collections = Some(collections);
@@ -330,6 +342,9 @@ impl Profile {
             match verdict {
                 Verdict::Store => {
                     taken.new += 1;
+                    if event.pubkey == self.keys.pubkey() {
+                        taken.own.push(Item { created_at: event.created_at, id: event.id });
+                    }
                     // Nobody listens: that is no failure.
                     let _ = self.news.send(Arc::new((**event).clone()));
                 }

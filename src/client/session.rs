@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use super::carry::{Carry, Due};
 use super::level::LIVE;
 use super::link::{Auth, Incoming, Link, LinkError};
 use super::profile::{Answer, Arrival, Profile};
@@ -79,8 +80,11 @@ pub struct Session {
     pub(super) moved: usize,
     /// So much is owed that it goes out first, before the relay is asked for what is new from now on.
     pub(super) has_backlog: bool,
-    /// What was asked before the keys were proven must be asked again.
+    /// What was asked before the keys were proven must be asked again; or more has come of other relays than is
+    /// remembered.
     again: bool,
+    /// What other relays gave.
+    carry: Carry,
     /// Why the subscription for what is new was ended by the relay.
     live_closed: Option<String>,
     /// Tells when something new is owed.
@@ -97,6 +101,7 @@ impl Session {
         let scopes = profile.routing().scopes(&relay, profile.keys().pubkey());
         // Before anything is looked at: what is owed meanwhile must be seen.
         let owed = profile.owed();
+        let carry = profile.carry(&relay);
         let has_backlog = !scopes.is_empty() && profile.owed_to(&relay) > BACKLOG_MIN;
         Session {
             link,
@@ -111,6 +116,7 @@ impl Session {
             moved: 0,
             has_backlog,
             again: false,
+            carry,
             live_closed: None,
             owed,
             pump_due: true,
@@ -176,6 +182,13 @@ impl Session {
                     self.take_ready();
                     self.settle().await?;
                 }
+                due = self.carry.due() => match due {
+                    Due::Items(items) => {
+                        self.lacking.extend(items);
+                        self.upload().await?;
+                    }
+                    Due::TooMany => self.again = true,
+                },
                 _ = self.owed.changed() => {}
                 () = tokio::time::sleep(pause) => {}
             }
@@ -245,6 +258,8 @@ impl Session {
         match incoming {
             Incoming::Message(RelayMessage::Event { id, event }) if id == LIVE => {
                 if self.scopes.iter().any(|scope| scope.matches(&*event)) {
+                    // What it gives it need not be given.
+                    self.was_offered(event.id);
                     self.arrived.push(*event);
                 }
             }

@@ -31,7 +31,7 @@ const UNWANTED_MAX: usize = 200_000;
 const RECENT_MAX: usize = 20_000;
 
 /// What is moved.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Scope {
     /// Each is made equal by itself; their limits are not looked at.
     pub filters: Vec<Filter>,

@@ -3,6 +3,7 @@
 use serde_json::json;
 use sledge::client::clock::World;
 use sledge::client::profile::Answer;
+use sledge::client::status::LinkState;
 use sledge::protocol::{Event, Filter, Kind, Tags};
 use sledge::sync::chat::{ChatKey, ChatView};
 use sledge::sync::clock::{Device as HlcDevice, Hlc, Written};
@@ -439,4 +440,38 @@ async fn t34_readers_of_a_message_learn_of_its_deletion() {
 
 fn deletions() -> Filter {
     Filter { kinds: Some(vec![Kind::DELETION]), ..Filter::default() }
+}
+
+/// A device with links to two relays carries what another device writes to the one to the other, while both stay up, and
+/// carries nothing of anybody else's.
+#[tokio::test(flavor = "multi_thread")]
+async fn live_links_carry_from_relay_to_relay() {
+    use sledge::client::links::Links;
+    let (first, second) = (relay().await, relay().await);
+    let [first_url, second_url] = [url(&first), url(&second)];
+    let carrier = Device::new(1, &[&first_url, &second_url]);
+    let reader = Device::new(1, &[&second_url]);
+    let links = [&carrier, &reader].map(|device| Links::start(device.profile().clone(), device::quick()));
+    for (device, urls) in [(&carrier, &[&first_url, &second_url][..]), (&reader, &[&second_url][..])] {
+        let is_live = |status: &sledge::client::status::Status, url: &&String| {
+            status.relays.get(&device::relay_url(url)).is_some_and(|relay| relay.link == LinkState::Live)
+        };
+        device.until("live links", |status| urls.iter().all(|url| is_live(status, url))).await;
+    }
+    let mut news = reader.profile().news();
+    let writer = Device::new(1, &[&first_url]);
+    let foreign = Device::new(2, &[&first_url]);
+    let me = reader.profile().keys().pubkey().to_hex();
+    let to_me = foreign.publish(1, today(), &[LABEL, CHAT, &["p", &me]], "for the reader of the first relay");
+    foreign.sync().await;
+    let written = private(&writer, today(), "oa:m:c:1", "");
+    writer.sync().await;
+    let came = super::support::client::soon("the event", news.recv()).await.unwrap();
+    assert_eq!(json_of(&came), json_of(&written));
+    carrier.until("both events", |status| status.relays.values().any(|relay| relay.fetched == 2)).await;
+    assert!(carrier.ids().contains(&to_me.id.to_hex()));
+    assert_eq!(reader.ids(), [written.id.to_hex()], "what others wrote is not carried");
+    for links in links {
+        super::support::client::soon("the links to end", links.stop()).await;
+    }
 }

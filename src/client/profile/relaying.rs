@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use super::{Profile, State};
+use crate::client::carry::Carried;
 use crate::client::status::RelayStatus;
 use crate::client::unwanted::Why;
 use crate::protocol::item::Item;
@@ -220,9 +221,10 @@ impl Profile {
 
     /// Remembers what the relay does not want.
     fn learn(&self, state: &mut State, relay: &RelayUrl, answers: &[Answer]) -> Result<(), StoreError> {
+        let now_secs = self.true_secs(&state.clock);
         for why in [Why::Overtaken, Why::Refused] {
             let such = answers.iter().filter(|answer| Why::of(answer.accepted, &answer.text) == Some(why));
-            state.unwanted.note(relay, why, such.map(|answer| answer.id).collect(), self.world.now_ms() / 1000)?;
+            state.unwanted.note(relay, why, such.map(|answer| answer.id).collect(), now_secs)?;
         }
         Ok(())
     }
@@ -243,7 +245,8 @@ impl Profile {
         Ok(taken.new)
     }
 
-    /// Takes events that a relay gave, as [`Profile::take`] does, and remembers those that are not wanted here.
+    /// Takes events that a relay gave, as [`Profile::take`] does, remembers those that are not wanted here, and tells the
+    /// links to other relays of those that the user wrote.
     ///
     /// # Errors
     /// When the disk refuses.
@@ -254,8 +257,13 @@ impl Profile {
         let (checked, mut unwanted) = checked(events);
         let mut state = self.state();
         let taken = self.put(&mut state, &checked)?;
+        for item in taken.own {
+            // No other link: then nobody lacks it that could be told.
+            let _ = self.carried.send(Carried { from: relay.clone(), item });
+        }
         unwanted.extend(taken.unwanted);
-        state.unwanted.note(relay, Why::NotHere, unwanted, self.world.now_ms() / 1000)?;
+        let now_secs = self.true_secs(&state.clock);
+        state.unwanted.note(relay, Why::NotHere, unwanted, now_secs)?;
         state.relays.entry(relay.clone()).or_default().fetched += taken.new;
         self.refresh(&state);
         Ok(taken.new)
@@ -284,7 +292,7 @@ impl Profile {
         if !state.unwanted.has(relay) {
             return Ok(ids);
         }
-        let now_secs = self.world.now_ms() / 1000;
+        let now_secs = self.true_secs(&state.clock);
         let (mut wanted, mut shown) = (Vec::new(), Vec::new());
         for id in ids {
             match state.unwanted.why(relay, &id, now_secs) {

@@ -69,10 +69,11 @@ impl Options {
     }
 }
 
-/// For the whole session: every statement is written for one index, whatever the planner thinks of small tables.
+/// For the whole session: every statement is written for one index, whatever the planner thinks of small tables, so it
+/// is planned once and not for the values of each call: that took as long as the call itself.
 const SESSION: &str = "
 SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off;
-SET jit = off; SET max_parallel_workers_per_gather = 0; SET client_min_messages = warning";
+SET plan_cache_mode = force_generic_plan; SET jit = off; SET max_parallel_workers_per_gather = 0; SET client_min_messages = warning";
 
 /// One writes; the second is for ephemeral events and for what is left over when a connection broke.
 const WRITE_CONNECTIONS_MAX: u32 = 2;

@@ -15,11 +15,14 @@ use sqlx::{QueryBuilder, Row, query};
 use tokio::runtime::Handle;
 
 use super::connect::Pools;
-use super::rows::{self, seconds};
+use super::rows::{self, Stored, seconds};
 use super::wait::block_on;
 use super::write::Failure;
+use crate::protocol::event::{Fields, author_in};
+use crate::protocol::label::NAMESPACE;
 use crate::protocol::slot::{self, Slot};
-use crate::protocol::{Event, EventId, Filter, PublicKey, Visibility};
+use crate::protocol::visibility::PrivateKinds;
+use crate::protocol::{Event, EventId, Filter, Kind, PublicKey, TagLetter, Visibility};
 use crate::store::plan::{Plan, Stretch, plan};
 use crate::store::scan::{Match, Source, UnionScan};
 use crate::store::{Query, StoreError, Wanted};
@@ -97,12 +100,22 @@ struct Found {
     created_at: i64,
     id: EventId,
     bytes: usize,
+    kind: Kind,
+    /// Its tags may make it private.
+    may_be_labelled: bool,
     json: Option<String>,
 }
 
 impl Found {
     fn order(&self) -> Order {
         (Reverse(self.created_at), self.id)
+    }
+
+    /// As filters see it.
+    fn fields<'j>(&self, json: &'j str) -> Result<Stored<'j>, StoreError> {
+        let pubkey = author_in(json.as_bytes());
+        let pubkey = pubkey.ok_or_else(|| StoreError::Damaged(format!("the event {} in the database", self.id)))?;
+        Ok(Stored { id: self.id, pubkey, created_at: self.created_at.unsigned_abs(), kind: self.kind, json })
     }
 }
 
@@ -239,11 +252,11 @@ impl Source for PostgresMatches {
                 return Ok(true);
             }
         }
-        let must_look = context.with_json || !is_exact(filter, &context.visible);
         let at = loop {
             let Some(at) = self.next() else { return Ok(self.cursors.iter().any(Cursor::is_due)) };
             let found = &mut self.cursors[at].found;
             let next = found.front().expect("the stretch with the next match has one");
+            let must_look = context.with_json || context.leaves_open(filter, next);
             if self.last == Some(next.order()) {
                 found.pop_front();
                 if found.is_empty() {
@@ -260,11 +273,11 @@ impl Source for PostgresMatches {
                 break at;
             }
         };
-        let found = self.cursors[at].found.pop_front().expect("looked at above");
+        let mut found = self.cursors[at].found.pop_front().expect("looked at above");
         self.last = Some(found.order());
-        let json = found.json.unwrap_or_default();
-        if must_look && !is_exact(filter, &context.visible) {
-            let event = rows::event(&json)?;
+        let json = found.json.take().unwrap_or_default();
+        if context.leaves_open(filter, &found) {
+            let event = found.fields(&json)?;
             if !filter.matches(&event) || !context.answers(filter, &event)? {
                 return Ok(true);
             }
@@ -281,11 +294,6 @@ impl Source for PostgresMatches {
     fn rest(&mut self) {
         self.cursors.iter_mut().flat_map(|cursor| &mut cursor.found).for_each(|found| found.json = None);
     }
-}
-
-/// Whether SQL alone decides: tag values are compared by their hashes, and who may see what is not its business.
-fn is_exact(filter: &Filter, visible: &Visibility) -> bool {
-    filter.tags.is_empty() && visible.reader().is_none()
 }
 
 impl Cursor {
@@ -318,17 +326,25 @@ impl Place {
 }
 
 impl Context {
+    /// Whether SQL has not decided about an event: it compares tag values by their hashes, and who may see what is private
+    /// is not its business.
+    fn leaves_open(&self, filter: &Filter, found: &Found) -> bool {
+        let may_be_private = |(private, _): (&PrivateKinds, _)| found.may_be_labelled || private.contains(found.kind);
+        !filter.tags.is_empty() || self.visible.reader().is_some_and(may_be_private)
+    }
+
     /// Whether the reader may see an event that matches. Each author's settings are looked up once a query.
-    fn answers(&mut self, filter: &Filter, event: &Event) -> Result<bool, StoreError> {
+    fn answers(&mut self, filter: &Filter, event: &impl Fields) -> Result<bool, StoreError> {
         let may_be_former = slot::is_version(event) && self.visible.reader().is_some();
-        if may_be_former && !self.former.contains_key(&event.pubkey) {
+        let author = *event.pubkey();
+        if may_be_former && !self.former.contains_key(&author) {
             if self.former.len() >= FORMER_AUTHORS_MAX {
                 self.former.clear();
             }
-            let former = self.former_versions(&event.pubkey)?;
-            self.former.insert(event.pubkey, former);
+            let former = self.former_versions(&author)?;
+            self.former.insert(author, former);
         }
-        let is_former = || self.former.get(&event.pubkey).is_some_and(|former| former.contains(&event.id));
+        let is_former = || self.former.get(&author).is_some_and(|former| former.contains(event.id()));
         Ok(self.visible.answers(filter, event, is_former))
     }
 
@@ -370,19 +386,23 @@ struct Answer {
 
 impl Ask<'_> {
     async fn run(&self, connection: &mut PgConnection) -> Result<Answer, Failure> {
-        let mut statement = QueryBuilder::new("SELECT place.number, event.created_at, event.id, event.bytes, (");
-        self.push_conditions(&mut statement);
-        statement.push(") AS fits, CASE WHEN ");
+        let mut statement = QueryBuilder::new("SELECT number, created_at, id, bytes, fits, kind, labelled, ");
         match self.with_small_json {
-            true => {
-                statement.push("event.bytes <= ").push(SMALL_JSON_BYTES).push(" AND (");
-                self.push_conditions(&mut statement);
-                statement.push(")");
+            true => statement.push("CASE WHEN fits AND bytes <= ").push(SMALL_JSON_BYTES).push(" THEN json END"),
+            false => statement.push("NULL"),
+        };
+        statement.push(" FROM (SELECT place.number, event.created_at, event.id, event.bytes, event.kind, event.json, ");
+        match self.context.visible.reader() {
+            Some(_) => {
+                statement.push("event.terms @> ").push_bind(vec![rows::term(TagLetter::LABEL_NAMESPACE, NAMESPACE)])
             }
-            false => _ = statement.push("false"),
-        }
-        statement.push(" THEN event.json END FROM ");
+            None => statement.push("false"),
+        };
+        statement.push(" AS labelled, (");
+        self.push_conditions(&mut statement);
+        statement.push(") AS fits FROM ");
         self.push_entries(&mut statement);
+        statement.push(") AS entry");
         let rows = statement.build().fetch_all(connection).await?;
         self.read(&rows)
     }
@@ -469,7 +489,9 @@ impl Ask<'_> {
                 created_at: row.try_get(1)?,
                 id: rows::id(row.try_get(2)?)?,
                 bytes: row.try_get::<i32, _>(3)? as usize,
-                json: row.try_get(5)?,
+                kind: Kind(row.try_get::<i32, _>(5)? as u16),
+                may_be_labelled: row.try_get(6)?,
+                json: row.try_get(7)?,
             };
             let end = ends.entry(number).or_insert((0, found.order()));
             *end = (end.0 + 1, end.1.max(found.order()));

@@ -4,6 +4,8 @@
 use super::*;
 use crate::protocol::Verified;
 use crate::sync::Absorbed;
+use crate::sync::clock::Hlc;
+use crate::sync::shape::Unsigned;
 use crate::sync::testing::{Desk, NOW_MS};
 
 fn terms(curators: &[PublicKey]) -> Terms {
