@@ -23,6 +23,7 @@ use sledge::client::stream::{Memory, Scope, Stream};
 use sledge::config::{Config, Direction};
 use sledge::protocol::{Event, Filter, Verified};
 use sledge::relay::Clock;
+use sledge::relay::ingest::Upstream;
 use sledge::relay::side::{Moved, Side};
 use sledge::server::Server;
 use sledge::store::Store;
@@ -126,7 +127,8 @@ async fn run(case: &Case) -> (Duration, f64, Moved) {
     let scope =
         Scope { filters: vec![Filter::default()], direction: Direction::Both, answer_timeout: Duration::from_secs(60) };
     let (told, _moved) = watch::channel(Moved::default());
-    let mut stream = Stream::new(link, Side::new(here.relay().clone(), false), scope, told, Memory::default());
+    let side = Side::new(here.relay().clone(), false, Upstream { url: url.to_string(), is_mirror: false });
+    let mut stream = Stream::new(link, side, scope, told, Memory::default());
     stream.level().await.unwrap();
     let (time, cpu, moved) = (started.elapsed(), cpu_secs() - cpu, stream.moved());
     drop(stream);
