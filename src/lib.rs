@@ -73,8 +73,8 @@
 //! # The walk of a reconciliation
 //!
 //! `NEG-OPEN` passes the gate like a REQ → `relay::query`'s threads gather what matches and may be seen, or find the
-//! store's sums, which hold public events only; what a reader sees besides is listed for each → the machine answers range
-//! by range, a time slice at a time → the session waits at its connection for the next message, and goes after a silence.
+//! store's sums, which hold public events only, or for an author who asks for the own ones all of those; what a reader
+//! sees besides is listed → the machine answers range by range, a time slice at a time → the session waits at its connection for the next message, and goes after a silence.
 //! The other way round `client::stream` begins: deletions are compared first, missing events are fetched by id, offered
 //! ones go out oldest first, until a comparison moves nothing.
 //!

@@ -230,4 +230,25 @@ mod tests {
         assert!(cache.contains(&versions[0].id).unwrap() && cache.count() == 1);
         assert!(cache.query(&[Filter { limit: Some(0), ..Filter::default() }], NOW).unwrap().is_empty());
     }
+
+    /// Versions of settings are compared only where settings are asked for, and only those that no other one has taken in:
+    /// as a relay shows them, or they would seem to be lacking there each time.
+    #[test]
+    fn what_is_compared_is_what_a_relay_shows() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(dir.path(), 1 << 20).unwrap();
+        let former = sign(1, 10_001, NOW, &[&["L", crate::protocol::label::NAMESPACE]], "former");
+        let prev = former.id.to_hex();
+        let head = sign(1, 10_001, NOW, &[&["L", crate::protocol::label::NAMESPACE], &["prev", &prev]], "head");
+        let note = sign(1, 1, NOW, &[], "");
+        let theirs = sign(2, 1, NOW, &[&["L", crate::protocol::label::NAMESPACE]], "for its author only");
+        let me = note.pubkey;
+        cache.put(&[former, head.clone(), note.clone(), theirs], NOW).unwrap();
+        let ids = |filter: &str| -> Vec<EventId> {
+            let items = cache.items(&Filter::from_json(filter).unwrap(), NOW, me).unwrap();
+            items.iter().map(|item| item.id).collect()
+        };
+        assert_eq!(ids("{}"), [note.id]);
+        assert_eq!(ids(&format!(r##"{{"kinds":[10001],"#L":["{}"]}}"##, crate::protocol::label::NAMESPACE)), [head.id]);
+    }
 }

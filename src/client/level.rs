@@ -120,18 +120,18 @@ pub(super) async fn level<P: Party>(party: &mut P, filter: &Filter) -> Result<()
     while let Some(span) = spans.pop() {
         let difference = match compare(party, &span).await? {
             Ok(difference) => difference,
-            Err(Refused::TooMany(reason)) => {
-                let parts = halves(&span, party.now_secs() + AHEAD_SECS);
+            Err(NotCompared { refused: Refused::TooMany(reason), middle }) => {
+                let parts = halves(&span, party.now_secs() + AHEAD_SECS, middle);
                 let [older, newer] = parts.ok_or_else(|| P::refused(reason))?;
                 spans.extend([newer, older]);
                 continue;
             }
-            Err(Refused::AuthRequired) => {
+            Err(NotCompared { refused: Refused::AuthRequired, .. }) => {
                 wait_for_proof(party, "auth-required: to reconcile".to_owned()).await?;
                 spans.push(span);
                 continue;
             }
-            Err(Refused::Unwilling(reason) | Refused::Malformed(reason)) => {
+            Err(NotCompared { refused: Refused::Unwilling(reason) | Refused::Malformed(reason), .. }) => {
                 tracing::debug!(relay = %party.link().url(), reason, "no reconciliation; reading page by page");
                 compare_by_pages(party, &span).await?
             }
@@ -146,13 +146,25 @@ pub(super) async fn level<P: Party>(party: &mut P, filter: &Filter) -> Result<()
     Ok(())
 }
 
+/// Why two sets were not compared, and where a span can be cut so that both parts have as many events.
+struct NotCompared {
+    refused: Refused,
+    middle: Option<u64>,
+}
+
+impl From<Refused> for NotCompared {
+    fn from(refused: Refused) -> Self {
+        NotCompared { refused, middle: None }
+    }
+}
+
 /// Compares both sides by NIP-77.
-async fn compare<P: Party>(party: &mut P, filter: &Filter) -> Result<Result<Difference, Refused>, P::Error> {
+async fn compare<P: Party>(party: &mut P, filter: &Filter) -> Result<Result<Difference, NotCompared>, P::Error> {
     if !party.link().about().supports(77) {
-        return Ok(Err(Refused::Unwilling("NIP-77 is not announced".to_owned())));
+        return Ok(Err(Refused::Unwilling("NIP-77 is not announced".to_owned()).into()));
     }
     let Some(set) = party.set(filter).await? else {
-        return Ok(Err(Refused::TooMany("there are too many events here to be compared".to_owned())));
+        return Ok(Err(Refused::TooMany("there are too many events here to be compared".to_owned()).into()));
     };
     let asked = filter.clone();
     let opened = aside(move || Negotiation::open(subscription(NEG), &asked, set)).await;
@@ -175,7 +187,10 @@ async fn compare<P: Party>(party: &mut P, filter: &Filter) -> Result<Result<Diff
                 party.link().send(close).await?;
                 return Ok(Ok(difference));
             }
-            Turn::Refused(refused) => return Ok(Err(refused)),
+            Turn::Refused(refused) => {
+                let middle = aside(move || negotiation.middle()).await.map_err(P::unreadable)?;
+                return Ok(Err(NotCompared { refused, middle }));
+            }
         }
     }
 }

@@ -69,6 +69,18 @@ impl<S: Set<Error: Display>> Negotiation<S> {
         Ok((Negotiation { id, set, difference: Difference::default(), rounds: 0 }, message))
     }
 
+    /// A second in the middle of the own events, where there are enough to have one.
+    ///
+    /// # Errors
+    /// When the set cannot be read.
+    pub fn middle(&mut self) -> Result<Option<u64>, S::Error> {
+        let mut cuts = Vec::new();
+        if self.set.sum(&Item::FIRST, &Item::END)?.count >= 4 {
+            self.set.cuts(&Item::FIRST, &Item::END, 2, &mut cuts)?;
+        }
+        Ok(cuts.first().map(|cut| cut.item().created_at))
+    }
+
     /// Takes what the relay says; `None` if it is about something else.
     pub fn take(&mut self, said: &RelayMessage) -> Option<Turn> {
         let own = self.id.as_str();
@@ -144,10 +156,12 @@ fn is_about_negotiation(text: &str) -> bool {
 }
 
 /// A time span in two: for a relay that has too many events to compare at once. `None` when it is a second or less.
-/// `end` stands for a span without an end.
-pub fn halves(filter: &Filter, end: u64) -> Option<[Filter; 2]> {
+/// `end` stands for a span without an end. It is cut at `wanted` where that lies within: where half of the own events are,
+/// which is likelier to be the middle of the relay's too than the middle of all time.
+pub fn halves(filter: &Filter, end: u64, wanted: Option<u64>) -> Option<[Filter; 2]> {
     let (since, until) = (filter.since.unwrap_or(0), filter.until.unwrap_or(end));
     let middle = since + until.checked_sub(since).filter(|span| *span > 0)? / 2;
+    let middle = wanted.filter(|wanted| (since..until).contains(wanted)).unwrap_or(middle);
     let older = Filter { until: Some(middle), ..filter.clone() };
     let newer = Filter { since: Some(middle + 1), ..filter.clone() };
     Some([older, newer])
@@ -237,12 +251,14 @@ mod tests {
     #[test]
     fn a_span_is_cut_in_two() {
         let all = Filter::default();
-        let [older, newer] = halves(&all, 100).unwrap();
+        let [older, newer] = halves(&all, 100, None).unwrap();
         assert_eq!((older.since, older.until, newer.since, newer.until), (None, Some(50), Some(51), None));
         let second = Filter { since: Some(5), until: Some(6), ..Filter::default() };
-        let [older, newer] = halves(&second, 100).unwrap();
+        let [older, newer] = halves(&second, 100, Some(6)).unwrap();
         assert_eq!((older.since, older.until, newer.since, newer.until), (Some(5), Some(5), Some(6), Some(6)));
-        assert_eq!(halves(&older, 100), None);
-        assert_eq!(halves(&Filter { since: Some(200), ..Filter::default() }, 100), None);
+        assert_eq!(halves(&older, 100, None), None);
+        assert_eq!(halves(&Filter { since: Some(200), ..Filter::default() }, 100, None), None);
+        let [older, newer] = halves(&all, 100, Some(90)).unwrap();
+        assert_eq!((older.until, newer.since), (Some(90), Some(91)));
     }
 }

@@ -8,6 +8,7 @@ use std::time::Instant;
 use crate::protocol::filter::TagCondition;
 use crate::protocol::item::{Item, Sum};
 use crate::protocol::label::NAMESPACE;
+use crate::protocol::slot;
 use crate::protocol::supersede::is_expired;
 use crate::protocol::tag::TagLetter;
 use crate::protocol::visibility::PrivateKinds;
@@ -54,7 +55,8 @@ impl EmbeddedSummed {
     pub(super) fn new(files: Arc<Files>, sums: Arc<Sums>, query: Query) -> Option<EmbeddedSummed> {
         let filter = &query.wanted.first()?.filter;
         let wanted = |filter| Wanted { filter, limit: usize::MAX, whole_seconds: false };
-        let private = private_filters(filter, &query.visible)?.into_iter().map(wanted).collect();
+        let private = if sums.are_own() { versions(filter) } else { private_filters(filter, &query.visible)? };
+        let private = private.into_iter().map(wanted).collect();
         let scan = EmbeddedScan::of(files.clone(), Query { wanted: private, ..query.clone() }).asked_by(filter.clone());
         let end = filter.until.and_then(|until| until.checked_add(1)).map_or(Item::END, Item::at);
         let window = (Item::at(filter.since.unwrap_or(0)), end);
@@ -190,6 +192,13 @@ fn within<'i>(items: &'i [Item], from: &Item, to: &Item) -> &'i [Item] {
     let start = items.partition_point(|item| item < from);
     let end = items.partition_point(|item| item < to);
     items.get(start..end).unwrap_or_default()
+}
+
+/// What finds the versions of settings that a filter asks for: the only private events that an author's own sums leave out.
+fn versions(filter: &Filter) -> Vec<Filter> {
+    let asked = slot::is_asked_for(filter) && filter.kinds.as_ref().is_none_or(|kinds| kinds.contains(&slot::KIND));
+    let of_kind = Filter { kinds: Some(vec![slot::KIND]), ..filter.clone() };
+    asked.then_some(of_kind).into_iter().collect()
 }
 
 /// Questions that together find every private event a reader may see, and nothing that anybody may.

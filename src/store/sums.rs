@@ -11,7 +11,9 @@
 //! met there. A portion and the moment at which a write becomes visible exclude each other ([`Registry`]).
 //!
 //! **Holds only what everybody sees for ever**: no private event, which some readers see and others do not, and none that
-//! expires, which ends without a write. Those that a reader sees are gathered for each reader beside it.
+//! expires, which ends without a write. Those that a reader sees are gathered for each reader beside it. But for an author
+//! who asks for the own events, which is what the devices of a person do, there are sums of their own with private events
+//! in them. Versions of settings are never in a sum: another version makes them former ones.
 //!
 //! Memory: 64 bytes for every 256 events or more. A second is never cut, so a flood in one makes a large leaf.
 
@@ -21,6 +23,7 @@ mod tests;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::protocol::item::{Item, Sum};
+use crate::protocol::slot;
 use crate::protocol::{Filter, Visibility};
 
 use super::embedded::Files;
@@ -49,7 +52,8 @@ pub(super) struct Sums {
     /// Without bounds in time.
     filter: Filter,
     prefix: Prefix,
-    public: Visibility,
+    /// What everybody sees, or what an author sees of the own events.
+    visible: Visibility,
     leaves: Mutex<Leaves>,
 }
 
@@ -107,9 +111,9 @@ impl Registry {
         if wanted.limit != usize::MAX || query.before.is_some() {
             return None;
         }
-        let public = query.visible.public();
+        let visible = if is_own(&filter, &query.visible) { query.visible.clone() } else { query.visible.public() };
         let mut all = self.lock();
-        if let Some(at) = all.iter().position(|sums| sums.filter == filter && sums.public == public) {
+        if let Some(at) = all.iter().position(|sums| sums.filter == filter && sums.visible == visible) {
             // The one that was asked for last stays longest.
             let found = all.remove(at);
             all.push(found.clone());
@@ -124,7 +128,7 @@ impl Registry {
         if all.len() >= FILTERS_MAX {
             all.remove(0);
         }
-        all.push(Arc::new(Sums::new(filter, prefix, public)));
+        all.push(Arc::new(Sums::new(filter, prefix, visible)));
         all.last().cloned()
     }
 
@@ -152,6 +156,12 @@ impl Registry {
     }
 }
 
+/// Whether an author asks for the own events and has proven no other key, which might see more of them.
+fn is_own(filter: &Filter, visible: &Visibility) -> bool {
+    let reader = visible.reader().map(|(_, keys)| keys).filter(|keys| keys.len() == 1);
+    reader.is_some_and(|keys| filter.authors.as_deref() == Some(keys))
+}
+
 impl Deltas {
     /// Notes an event that came or went.
     pub(super) fn note(&mut self, event: &StoredEvent<'_>, offset: u64, added: bool) {
@@ -164,8 +174,13 @@ impl Deltas {
 }
 
 impl Sums {
-    fn new(filter: Filter, prefix: Prefix, public: Visibility) -> Sums {
-        Sums { filter, prefix, public, leaves: Mutex::new(Leaves::unknown()) }
+    fn new(filter: Filter, prefix: Prefix, visible: Visibility) -> Sums {
+        Sums { filter, prefix, visible, leaves: Mutex::new(Leaves::unknown()) }
+    }
+
+    /// Whether they are an author's own events, private ones too.
+    pub(super) fn are_own(&self) -> bool {
+        is_own(&self.filter, &self.visible)
     }
 
     fn leaves(&self) -> MutexGuard<'_, Leaves> {
@@ -177,7 +192,8 @@ impl Sums {
         let belongs = event.expiration.is_none()
             && event.created_at < u64::MAX
             && self.filter.matches(event)
-            && self.public.allows(event);
+            && self.visible.allows(event)
+            && (self.visible.reader().is_none() || !slot::is_version(event));
         belongs.then_some(Item { created_at: event.created_at, id: event.id })
     }
 

@@ -79,7 +79,8 @@ fn write(store: &EmbeddedStore, known: &mut Vec<Verified<Event>>, random: &mut S
     let target = known.get(random.random_range(0..known.len().max(1))).map_or(String::new(), |event| event.id.to_hex());
     let event = match random.random_range(0..40) {
         0..20 => sign(author, 1 + at as u16 % 2, at, &[&["t", "x"]], &content),
-        20..24 => sign(author, 1, at, &[&["expiration", &expiration]], &content),
+        20..23 => sign(author, 1, at, &[&["expiration", &expiration]], &content),
+        23 => sign(author, 10_001, at, &[&["L", NAMESPACE], &["prev", &target]], &content),
         24..27 => sign(author, 4, at, &[&["p", &to]], &content),
         27..29 => sign(author, 1, at, &[&["L", NAMESPACE], &["p", &to]], &content),
         29..32 => sign(author, 0, at, &[], &content),
@@ -111,11 +112,12 @@ fn t34_sums_follow_every_write_for_every_reader() {
             "{}".to_owned(),
             r#"{"kinds":[1]}"#.to_owned(),
             format!(r#"{{"authors":["{author}"]}}"#),
+            format!(r##"{{"authors":["{author}"],"#L":["{NAMESPACE}"]}}"##),
             r##"{"#t":["x"],"since":9,"until":41}"##.to_owned(),
         ];
         let mut queries = Vec::new();
         for filter in &filters {
-            for visible in [Visibility::everything(), reader(&[]), reader(&[2]), reader(&[1, 3])] {
+            for visible in [Visibility::everything(), reader(&[]), reader(&[1]), reader(&[2]), reader(&[1, 3])] {
                 queries.push(query(filter, visible));
             }
         }

@@ -88,7 +88,7 @@ impl Home {
         fs::write(&shared, lines(&events)).expect("a writable directory");
         fs::write(&known, facts::lines(&facts)).expect("a writable directory");
         home.facts = facts;
-        let relay = own_relay(&home.path("relay"));
+        let relay = Binary::on(&home.path("relay"));
         relay.run(&["import", shared.to_str().expect("a plain path")]).ok();
         let serving = relay.serve();
         home.proxy.lead_to(serving.addr());
@@ -119,13 +119,6 @@ impl Home {
     }
 }
 
-/// The relay of somebody who has told it the own key, so that it does not slow down the own devices.
-fn own_relay(data: &Path) -> Binary {
-    let relay = Binary::on(data);
-    relay.configure(&format!("[rate]\nexempt_keys = [\"{}\"]\n", Keys::of_secret(SECRET).hex()));
-    relay
-}
-
 fn copy_all(from: &Path, to: &Path) {
     fs::create_dir_all(to).expect("a writable directory");
     for entry in fs::read_dir(from).expect("a readable directory") {
@@ -153,7 +146,7 @@ struct Scene {
 
 impl Scene {
     fn of(home: Home) -> Scene {
-        let relay = own_relay(&home.path("relay"));
+        let relay = Binary::on(&home.path("relay"));
         let serving = relay.serve();
         home.proxy.lead_to(serving.addr());
         home.proxy.take_passed();
