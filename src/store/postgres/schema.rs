@@ -22,7 +22,8 @@ use sqlx::{Row, raw_sql};
 pub const SCHEMA_VERSION: i32 = STEPS.len() as i32;
 
 /// What makes a database of version `n` one of version `n + 1`. A step that was ever released is never changed.
-const STEPS: [&str; 1] = ["
+const STEPS: [&str; 2] = [
+    "
 CREATE TABLE sledge.head (
     one boolean PRIMARY KEY DEFAULT true CHECK (one),
     next bigint NOT NULL,
@@ -87,7 +88,11 @@ CREATE UNLOGGED TABLE sledge.passing (
     at timestamptz NOT NULL DEFAULT now(),
     json text NOT NULL
 );
-"];
+",
+    // The numbers of what passes are taken over by a standby that is promoted; where they were unlogged as the table is,
+    // it had none to give, and neither ephemeral events nor news got through.
+    "ALTER SEQUENCE sledge.passing_seq_seq SET LOGGED",
+];
 
 /// Key of the lock under which steps are taken: any number that nothing else uses.
 const STEPS_LOCK: i64 = 0x5_1ed6e;
