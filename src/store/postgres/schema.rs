@@ -14,6 +14,12 @@
 //! state       small named blobs: what the layers above decide, such as who is banned
 //! passing     ephemeral events on their way to other processes; unlogged, gone after a minute
 //! ```
+//!
+//! The tables are not partitioned by time. An id implies its `created_at`, so `(id, created_at)` would be as unique, and the
+//! lock on `head` keeps addresses so. But a query's order runs over all partitions: with 100,000 events in 60 of them one
+//! author's newest 20 took 57 times as long, those of 50 authors 17 times, 100 ids 290 times, since each partition is
+//! opened for each stretch and an id does not say which to look in. And to drop a partition would take deletion requests
+//! and profiles with the rest: what they forbid would come back. `super::retention` removes what is old instead.
 
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{Row, raw_sql};
