@@ -210,6 +210,8 @@ pub struct Storage {
     pub index_run_entries_max: usize,
     /// MiB of index pages in memory; 0 = by the budget, see [`Config::index_cache_bytes`].
     pub index_cache_mb: usize,
+    /// MiB of records in memory that were read of late; 0 = by the budget, see [`Config::record_cache_bytes`].
+    pub record_cache_mb: usize,
     /// Time in which the index must open before it is rebuilt, seconds.
     pub index_open_timeout_secs: u64,
     /// Time between sweeps for expired events, seconds.
@@ -339,6 +341,14 @@ impl Config {
         match self.storage.index_run_entries_max {
             0 => self.memory.budget_bytes() / 8 / INDEX_ENTRY_BYTES,
             entries => entries,
+        }
+    }
+
+    /// Bytes of records that were read of late, kept in memory.
+    pub fn record_cache_bytes(&self) -> usize {
+        match self.storage.record_cache_mb {
+            0 => self.memory.budget_bytes() / 16,
+            mib => mib_to_bytes(mib),
         }
     }
 
@@ -474,10 +484,12 @@ mod tests {
         assert_eq!(config.index_run_entries(), 599_186);
         config.memory.budget_mb = 64;
         assert_eq!(config.index_cache_bytes(), 16 * MIB);
+        assert_eq!(config.record_cache_bytes(), 4 * MIB);
         assert_eq!(config.index_run_entries(), 149_796);
-        config.storage.index_cache_mb = 5;
+        (config.storage.index_cache_mb, config.storage.record_cache_mb) = (5, 3);
         config.storage.index_run_entries_max = 9_000;
         assert_eq!(config.index_cache_bytes(), 5 * MIB);
+        assert_eq!(config.record_cache_bytes(), 3 * MIB);
         assert_eq!(config.index_run_entries(), 9_000);
     }
 

@@ -82,9 +82,11 @@
 //!
 //! An app's command → [`client::app`] asks [`sync`] for a draft, dated by the hybrid logical clock → the draft and the
 //! relays that it is owed to are one record of [`client::outbox`]'s journal, **fdatasync** → the app has its answer, and
-//! sees the write. A link comes up ([`client::links`]) → the relay's clock corrects ours → [`client::catchup`] makes both
-//! sides equal, deletions first → drafts are encrypted and signed, the events are durable in the journal and put into the
-//! local copy, and only then sent, oldest first, a window at a time → each relay's answer settles its own debt.
+//! sees the write. A link comes up ([`client::links`]) → the relay's clock corrects ours → drafts are encrypted and signed,
+//! the events are durable in the journal and put into the local copy, and only then sent, oldest first, a window at a
+//! time: what stands for itself at once, what merges (heads of chats, settings) when [`client::catchup`] has fetched all
+//! that the relay has, deletions first → each relay's answer settles its own debt → what this relay gave and the user's
+//! others may lack is carried to them.
 //!
 //! # The walk of a decision
 //!

@@ -1,7 +1,7 @@
-//! `sledge key generate` and `sledge key show`.
+//! `sledge key generate`, `sledge key import` and `sledge key show`.
 
 use std::fs::OpenOptions;
-use std::io::{BufRead, Write};
+use std::io::{BufRead, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -10,7 +10,12 @@ use secp256k1::{Keypair, SecretKey, XOnlyPublicKey};
 use serde::Serialize;
 
 use crate::error::Error;
+use crate::protocol::nip06;
 use crate::protocol::nip19::{self, Form, KeyError};
+use crate::sync::import::old_secret_key;
+
+/// A mnemonic has no fewer words.
+const WORDS_MIN: usize = 12;
 
 /// What to do with keys.
 #[derive(Debug, Subcommand)]
@@ -22,6 +27,15 @@ pub enum KeyCommand {
     /// off command lines and out of repositories.
     #[command(after_help = "Examples:\n  sledge key generate\n  sledge key generate --out relay.nsec")]
     Generate(GenerateArgs),
+    /// Make a key pair from words
+    ///
+    /// Reads a mnemonic of 12 to 24 English words from standard input, so that it need not stand on the command line, and
+    /// prints the key pair that NIP-06 derives from it, or with --older the one that the older app made. With --out the
+    /// secret goes to a file that only you can read, and only the public key is printed.
+    #[command(after_help = "Examples:
+  sledge key import --out my.nsec < words.txt
+  sledge key import --older --out my.nsec")]
+    Import(ImportArgs),
     /// Show a key in all its spellings
     ///
     /// Reads an npub, nprofile, nsec or 64 hex digits and prints the key as bech32 and as hex; for a secret key also
@@ -36,6 +50,23 @@ pub enum KeyCommand {
 /// Arguments of `key generate`.
 #[derive(Debug, Args)]
 pub struct GenerateArgs {
+    /// Write the nsec to this new file with mode 0600 and print only the public key
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `key import`.
+#[derive(Debug, Args)]
+pub struct ImportArgs {
+    /// Which of the mnemonic's keys
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub account: u32,
+    /// The key of the older app: the SHA-256 of the words
+    #[arg(long, conflicts_with = "account")]
+    pub older: bool,
     /// Write the nsec to this new file with mode 0600 and print only the public key
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
@@ -68,12 +99,16 @@ struct Spellings {
     secret_hex: Option<String>,
 }
 
-/// Runs `key generate` or `key show`.
+/// Runs `key generate`, `key import` or `key show`.
 pub fn run(command: KeyCommand, input: &mut impl BufRead, out: &mut impl Write) -> Result<ExitCode, Error> {
     let (spellings, json) = match command {
         KeyCommand::Generate(args) => {
             let pair = Keypair::new(&mut secp256k1::rand::rng());
-            (generated(&pair, args.out.as_deref())?, args.json)
+            (kept(&pair, args.out.as_deref())?, args.json)
+        }
+        KeyCommand::Import(args) => {
+            let pair = pair_of_words(&read_words(input)?, args.account, args.older)?;
+            (kept(&pair, args.out.as_deref())?, args.json)
         }
         KeyCommand::Show(args) => {
             let text = match args.key {
@@ -87,7 +122,8 @@ pub fn run(command: KeyCommand, input: &mut impl BufRead, out: &mut impl Write) 
     Ok(ExitCode::SUCCESS)
 }
 
-fn generated(pair: &Keypair, file: Option<&Path>) -> Result<Spellings, Error> {
+/// A key pair's spellings, without the secret when that goes to a file.
+fn kept(pair: &Keypair, file: Option<&Path>) -> Result<Spellings, Error> {
     let secret = Spellings::of_secret(pair);
     let Some(file) = file else {
         return Ok(secret);
@@ -108,11 +144,37 @@ fn write_secret(file: &Path, nsec: &str) -> Result<(), Error> {
     writeln!(created, "{nsec}").and_then(|()| created.sync_all()).map_err(Error::io("write the key file", file))
 }
 
+/// All words of a line, or of a whole text where the first line has only some of them.
+fn read_words(input: &mut impl BufRead) -> Result<String, Error> {
+    let mut text = read_line(input)?;
+    if text.split_whitespace().count() < WORDS_MIN {
+        let rest = input.take(nip19::CHARS_MAX as u64).read_to_string(&mut text);
+        rest.map_err(Error::io("read words from", "standard input"))?;
+    }
+    Ok(text)
+}
+
+fn pair_of_words(text: &str, account: u32, older: bool) -> Result<Keypair, Error> {
+    let refused = |error: nip06::MnemonicError| Error::Usage(format!("cannot read the words: {error}"));
+    let secret = if older {
+        old_secret_key(&nip06::check(text).map_err(refused)?.join(" "))
+    } else {
+        nip06::secret_key(text, account).map_err(refused)?
+    };
+    pair_of(secret)
+}
+
+fn pair_of(secret: [u8; 32]) -> Result<Keypair, Error> {
+    let secret = SecretKey::from_secret_bytes(secret)
+        .map_err(|_| Error::Usage("these 32 bytes are no secret key of secp256k1".to_owned()))?;
+    Ok(Keypair::from_secret_key(&secret))
+}
+
 fn read_line(input: &mut impl BufRead) -> Result<String, Error> {
     // A key has at most some thousand characters; more is a wrong file.
     let mut line = String::new();
     let limit = nip19::CHARS_MAX as u64 + 2;
-    std::io::Read::take(input, limit).read_line(&mut line).map_err(Error::io("read a key from", "standard input"))?;
+    input.take(limit).read_line(&mut line).map_err(Error::io("read a key from", "standard input"))?;
     Ok(line)
 }
 
@@ -125,9 +187,7 @@ fn spellings_of(text: &str, hex_is_secret: bool) -> Result<Spellings, Error> {
         }
     }
     let secret = nip19::parse_secret_key(text).map_err(refused)?;
-    let secret = SecretKey::from_secret_bytes(secret)
-        .map_err(|_| Error::Usage("these 32 bytes are no secret key of secp256k1".to_owned()))?;
-    Ok(Spellings::of_secret(&Keypair::from_secret_key(&secret)))
+    Ok(Spellings::of_secret(&pair_of(secret)?))
 }
 
 fn public_spellings(bytes: [u8; 32]) -> Result<Spellings, Error> {
@@ -241,6 +301,37 @@ mod tests {
         let again = run(generate(), &mut "".as_bytes(), &mut Vec::new()).unwrap_err();
         assert!(again.to_string().contains("relay.nsec"), "{again}");
         assert_eq!(std::fs::read_to_string(&file).unwrap(), nsec, "an old key is never overwritten");
+    }
+
+    /// NIP-06's example from one line or one word a line, the older app's key of the same words, and a file like that of a
+    /// generated key. What is no mnemonic is a usage error that does not repeat a word.
+    #[test]
+    fn words_make_keys() {
+        const WORDS: &str = "leader monkey parrot ring guide accident before fence cannon height naive bean";
+        let import = |input: &str, older, out: Option<PathBuf>| {
+            let mut printed = Vec::new();
+            let args = ImportArgs { account: 0, older, out, json: false };
+            run(KeyCommand::Import(args), &mut input.as_bytes(), &mut printed)?;
+            Ok::<String, Error>(String::from_utf8(printed).unwrap())
+        };
+        let printed = import(&format!("{WORDS}\n\nmy bank's words come next"), false, None).unwrap();
+        assert!(printed.contains("nsec10allq0gjx7fddtzef0ax00mdps9t2kmtrldkyjfs8l5xruwvh2dq0lhhkp"), "{printed}");
+        assert!(printed.contains("npub1zutzeysacnf9rru6zqwmxd54mud0k44tst6l70ja5mhv8jjumytsd2x7nu"), "{printed}");
+        assert_eq!(import(&WORDS.replace(' ', "\n"), false, None).unwrap(), printed);
+        let older = import(WORDS, true, None).unwrap();
+        assert!(older.contains(&faster_hex::hex_string(&old_secret_key(WORDS))), "{older}");
+
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("my.nsec");
+        let public = import(WORDS, false, Some(file.clone())).unwrap();
+        assert!(!public.contains("nsec") && printed.starts_with(&public));
+        assert_eq!(show(None, &std::fs::read_to_string(&file).unwrap(), false, false).unwrap(), printed);
+
+        for wrong in ["", "leader monkey", &WORDS.replace("monkey", "mokney")] {
+            let error = import(wrong, false, None).unwrap_err();
+            assert_eq!(error.exit_code(), 2);
+            assert!(!error.to_string().contains("mokney"), "{error}");
+        }
     }
 
     /// Two generated keys differ, and without --out the secret is printed.

@@ -9,6 +9,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use super::interrupt::Interrupt;
 use super::systemd::Manager;
 use super::{load_config, logging};
+use crate::client::mirrors::Mirrors;
 use crate::config::Config;
 use crate::error::Error;
 use crate::server::Server;
@@ -61,7 +62,7 @@ impl Operation {
     }
 
     /// Looks after the relay until somebody asks for its end.
-    pub async fn run(&mut self, server: &Server) {
+    pub async fn run(&mut self, server: &Server, mirrors: &mut Mirrors) {
         let mut file = server.config().origin.file.clone();
         let mut watched = Watched::new(file.as_deref());
         let mut look = interval(LOOK_EVERY);
@@ -77,14 +78,14 @@ impl Operation {
                 }
                 _ = alive.tick() => self.manager.alive(),
                 _ = self.hangup.recv() => {
-                    self.reload(server, "SIGHUP");
+                    self.reload(server, mirrors, "SIGHUP");
                     file = server.config().origin.file.clone();
                     watched = Watched::new(file.as_deref());
                 }
                 _ = look.tick() => {
                     reload_certificate(server);
                     if file.is_some() && watched.has_changed(file.as_deref().and_then(stamp_of)) {
-                        self.reload(server, "the settings file has changed");
+                        self.reload(server, mirrors, "the settings file has changed");
                     }
                 }
             }
@@ -93,9 +94,14 @@ impl Operation {
     }
 
     /// Reads the settings again. Whatever is wrong with them, the old ones stay in force.
-    fn reload(&self, server: &Server, why: &str) {
+    fn reload(&self, server: &Server, mirrors: &mut Mirrors, why: &str) {
         self.manager.reloading();
-        let reloaded = self.reread.read().and_then(|wanted| Ok(server.reload(&wanted)?));
+        let reloaded = self.reread.read().and_then(|wanted| {
+            let wanted_mirrors = super::serve::mirrors(&wanted)?;
+            let reloaded = server.reload(&wanted)?;
+            mirrors.change(wanted_mirrors);
+            Ok(reloaded)
+        });
         match reloaded.and_then(|reloaded| logging::change_level(&reloaded.config).map(|()| reloaded)) {
             Ok(reloaded) => {
                 let (applied, restart) = (reloaded.applied.join(" "), reloaded.needs_restart.join(" "));

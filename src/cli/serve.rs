@@ -21,8 +21,8 @@ use crate::client::mirrors::{Mirror, Mirrors};
 use crate::config::{self, Config};
 use crate::error::Error;
 use crate::relay::Clock;
-use crate::server::Server;
 use crate::server::control::SyncRequest;
+use crate::server::{Server, Sockets, listens_on};
 
 /// Run the relay until SIGINT or SIGTERM
 ///
@@ -40,7 +40,7 @@ pub struct ServeArgs {
     #[arg(long, value_name = "ADDR:PORT")]
     pub listen: Option<SocketAddr>,
 
-    /// Take the place of a relay that runs on the same store: it passes its socket on and ends, and no connection is
+    /// Take the place of a relay that runs on the same store: it passes its sockets on and ends, and no connection is
     /// refused meanwhile. For upgrades
     #[arg(long)]
     pub take_over: bool,
@@ -72,7 +72,7 @@ pub fn run(
         false => (store::open_any(&config)?, None),
     };
     opened.take_control_dir(&config);
-    let listener = listener_for(&config, passed, taken);
+    let sockets = sockets_for(&config, passed, taken);
     log_opening(&config, &opened);
     warn_of_unknown_name(&config);
     let interrupt = Interrupt::watch()?;
@@ -84,30 +84,31 @@ pub fn run(
         .map_err(|error| Error::Failed(format!("cannot start the relay's threads: {error}")))?;
     let served = runtime.block_on(async {
         let operation = Operation::watch(interrupt, Manager::from_env(), reread)?;
-        serve(&config, &opened, listener, mirrors, operation).await
+        serve(&config, &opened, sockets, mirrors, operation).await
     });
     runtime.shutdown_timeout(Duration::from_secs(1));
     served.map(|()| ExitCode::SUCCESS)
 }
 
-/// The socket to listen on, where there is one already: what the service manager passes is what the operator wants; that
-/// of the relay before this one only if the settings still name its address. None: make one.
-fn listener_for(config: &Config, passed: Option<TcpListener>, taken: Option<TcpListener>) -> Option<TcpListener> {
-    let is_wanted =
-        |taken: &TcpListener| config.listen.port() == 0 || taken.local_addr().is_ok_and(|addr| addr == config.listen);
-    passed.or(taken.filter(is_wanted))
+/// The sockets to listen on, where there are some already: what the service manager passes is what the operator wants; those
+/// of the relay before this one only if the settings still name their addresses. None: make them.
+fn sockets_for(config: &Config, passed: Option<TcpListener>, taken: Option<Sockets>) -> Option<Sockets> {
+    let (plain, encrypted) = taken.map_or((None, None), |taken| (Some(taken.plain), taken.encrypted));
+    let plain = passed.or(plain.filter(|plain| listens_on(plain, config.listen)));
+    // Without the plain one everything begins anew, which happens where its address was changed.
+    plain.map(|plain| Sockets { plain, encrypted })
 }
 
 async fn serve(
     config: &Arc<Config>,
     opened: &Opened,
-    listener: Option<TcpListener>,
+    sockets: Option<Sockets>,
     mirrors: Vec<Mirror>,
     mut operation: Operation,
 ) -> Result<(), Error> {
     let store = opened.store();
-    let server = match listener {
-        Some(listener) => Server::start_on(listener, Arc::clone(config), store, Clock::system()),
+    let server = match sockets {
+        Some(sockets) => Server::start_on(sockets, Arc::clone(config), store, Clock::system()),
         None => Server::start(Arc::clone(config), store, Clock::system()).await,
     };
     let mut server = server.map_err(|error| cannot_listen(config.listen, &error))?;
@@ -123,11 +124,11 @@ async fn serve(
     opened.describe_owner(&owner);
     server.reach_out_by(Arc::new(sync::ByRelay { relay: server.relay().clone() }));
     let options = LinkOptions::from(&config.client);
-    let mirrors = Mirrors::start(server.relay(), mirrors, options, &World::system());
+    let mut mirrors = Mirrors::start(server.relay(), mirrors, options, &World::system());
     let metrics = server.serve_metrics().await;
     metrics.map_err(|error| Error::Failed(format!("cannot serve metrics (operation.metrics_listen): {error}")))?;
     announce(server.addr());
-    operation.run(&server).await;
+    operation.run(&server, &mut mirrors).await;
     mirrors.stop().await;
     tracing::info!("stopping; a second signal stops at once");
     let started = Instant::now();
@@ -138,7 +139,7 @@ async fn serve(
 }
 
 /// The relays that the settings name.
-fn mirrors(config: &Config) -> Result<Vec<Mirror>, Error> {
+pub fn mirrors(config: &Config) -> Result<Vec<Mirror>, Error> {
     let mirror = |mirror: &config::Mirror| {
         let key = Some(PathBuf::from(&mirror.key)).filter(|key| !key.as_os_str().is_empty());
         let (url, filters) = (mirror.url.clone(), mirror.filters.clone());

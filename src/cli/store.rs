@@ -266,6 +266,7 @@ pub fn opening<T>(config: &Config, open: impl FnOnce(&Options) -> Result<T, Stor
         engine: engine(config),
         run_entries_max: config.index_run_entries(),
         cache_bytes: config.index_cache_bytes() as u64,
+        hot_bytes: config.record_cache_bytes(),
         index_open_timeout: config.storage.index_open_timeout(),
         compress: config.storage.compress,
         retention: retention(config),

@@ -13,7 +13,7 @@ use indicatif::ProgressBar;
 use tokio::sync::watch;
 
 use super::interrupt::Interrupt;
-use super::progress::{self, number};
+use super::progress::{self, number, size};
 use super::store::{self, Access};
 use super::{control, filter};
 use crate::client::clock::World;
@@ -25,6 +25,7 @@ use crate::client::stream::{Memory, Scope, Stream};
 use crate::config::{self, Config};
 use crate::error::Error;
 use crate::protocol::Filter;
+use crate::relay::ingest::Upstream;
 use crate::relay::side::{Moved, Side};
 use crate::relay::{Clock, Relay};
 use crate::server::control::{Answer, Equals, Request, SyncRequest};
@@ -157,10 +158,11 @@ async fn make_equal(
     told: watch::Sender<Moved>,
 ) -> Result<(), String> {
     let name = mirror.url.to_string();
+    let upstream = Upstream { url: name.clone(), is_mirror: false };
     let named = |error: &dyn std::fmt::Display| format!("{name}: {error}");
     let link = Link::open(&mirror.url, &options, mirror.keys, &World::system()).await;
     let link = link.map_err(|error| named(&error))?;
-    let side = Side::new(relay, mirror.private);
+    let side = Side::new(relay, mirror.private, upstream);
     let mut stream = Stream::new(link, side, mirror.scope, told, Memory::default());
     stream.level().await.map_err(|error| named(&error))
 }
@@ -209,7 +211,7 @@ fn by_relay(config: &Config, request: SyncRequest) -> Result<Moved, Error> {
     }
 }
 
-/// `fetched 12 · sent 3`, and what else there is to say.
+/// `fetched 12 · sent 3 · rounds 4 · 12.0 KiB up · 30.5 KiB down`, and what else there is to say.
 fn summary(moved: &Moved) -> String {
     let parts = [
         ("fetched", moved.stored, true),
@@ -219,7 +221,10 @@ fn summary(moved: &Moved) -> String {
         ("not given", moved.missing, false),
     ];
     let told = parts.iter().filter(|(_, count, always)| *always || *count > 0);
-    let told: Vec<String> = told.map(|(what, count, _)| format!("{what} {}", number(*count))).collect();
+    let mut told: Vec<String> = told.map(|(what, count, _)| format!("{what} {}", number(*count))).collect();
+    told.push(format!("rounds {}", number(moved.rounds)));
+    told.push(format!("{} up", size(moved.bytes_up)));
+    told.push(format!("{} down", size(moved.bytes_down)));
     told.join(" · ") + "\n"
 }
 

@@ -2,13 +2,19 @@
 //!
 //! In: verified events, of this user and of others. Out: what matches a filter, at once and offline. It judges as every
 //! relay does, so the relay's winner is the client's winner. Calls block; they belong on threads that may wait.
+//!
+//! Nothing is evicted to save room. What is missing here is found lacking at the next comparison and fetched again, and a
+//! relay's `OK` is no promise to keep an event for ever: relays that lose theirs are given it from here. So a person is
+//! told how much there is, and decides. What replaced and deleted events take is freed.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::protocol::item::Item;
 use crate::protocol::supersede::Verdict;
-use crate::protocol::{Event, EventId, Filter, Verified, Visibility};
+use crate::protocol::{Event, EventId, Filter, PublicKey, Verified, Visibility};
+use crate::store::compact::Pace;
 use crate::store::embedded::{EmbeddedStore, Options};
 use crate::store::index::Engine;
 use crate::store::{PageBudget, Progress, Query, Row, Scan, Store, StoreError, Wanted};
@@ -19,6 +25,20 @@ const PAGE_BYTES_MAX: usize = 256 * 1024;
 const STEP_TIME_MAX: Duration = Duration::from_secs(60);
 /// Bytes of memory of one entry in the index's write buffer; see `sync.toml`, [memory].
 const ENTRY_BYTES: usize = 56;
+
+/// Bytes of replaced and deleted events that are worth writing the cache anew.
+const DEAD_BYTES_MIN: u64 = 16 << 20;
+
+/// What a cache takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct CacheSize {
+    /// Events.
+    pub events: u64,
+    /// Bytes on disk.
+    pub bytes: u64,
+    /// Those of them that replaced and deleted events take, until they are freed.
+    pub dead_bytes: u64,
+}
 
 /// The store of one profile.
 pub struct Cache {
@@ -37,6 +57,7 @@ impl Cache {
             engine: Engine::Fjall,
             run_entries_max: (memory_bytes / 8 / ENTRY_BYTES).max(1_000),
             cache_bytes: memory_bytes as u64 / 4,
+            hot_bytes: memory_bytes / 16,
             ..Options::default()
         };
         Ok(Cache { store: EmbeddedStore::open(dir, &options)? })
@@ -72,7 +93,7 @@ impl Cache {
     /// # Errors
     /// When the store cannot be read.
     pub fn for_each(&self, filters: &[Filter], now_secs: u64, mut each: impl FnMut(&Row)) -> Result<(), StoreError> {
-        let mut scan = self.scan(filters, now_secs)?;
+        let mut scan = self.scan(filters, now_secs, Visibility::everything())?;
         let mut rows = Vec::new();
         loop {
             let budget = PageBudget { bytes_max: PAGE_BYTES_MAX, until: Instant::now() + STEP_TIME_MAX };
@@ -95,13 +116,16 @@ impl Cache {
         Ok(events)
     }
 
-    /// Time and id of everything that a filter matches, in NIP-77's order: what a reconciliation compares.
+    /// Time and id of everything that a filter matches and a relay would show `reader`, in NIP-77's order: what a
+    /// reconciliation compares. Versions of settings that others have replaced stay out, and so do all of them where the
+    /// filter does not ask for settings; otherwise they would seem to be lacking at the relay each time.
     ///
     /// # Errors
     /// As [`Cache::for_each`].
-    pub fn items(&self, filter: &Filter, now_secs: u64) -> Result<Vec<Item>, StoreError> {
+    pub fn items(&self, filter: &Filter, now_secs: u64, reader: PublicKey) -> Result<Vec<Item>, StoreError> {
         let unlimited = Filter { limit: None, ..filter.clone() };
-        let mut scan = self.scan(std::slice::from_ref(&unlimited), now_secs)?;
+        let visible = Visibility::of(Arc::default(), Arc::new([reader]));
+        let mut scan = self.scan(std::slice::from_ref(&unlimited), now_secs, visible)?;
         let mut items = Vec::new();
         while scan.items(Instant::now() + STEP_TIME_MAX, &mut items)? == Progress::Paused {}
         items.sort_unstable();
@@ -114,22 +138,42 @@ impl Cache {
         self.store.stats().events
     }
 
-    /// Brings what is in memory to disk, as far as `deadline` allows. Nothing is lost without it.
+    /// What the cache takes on disk.
+    pub fn size(&self) -> CacheSize {
+        let stats = self.store.stats();
+        CacheSize { events: stats.events, bytes: stats.log_bytes + stats.index_bytes, dead_bytes: stats.dead_bytes }
+    }
+
+    /// Brings what is in memory to disk, as far as `deadline` allows, and frees what replaced and deleted events take where
+    /// that is most of it. Nothing is lost without it.
     ///
     /// # Errors
     /// When the last writes fail.
     pub fn close(&self, deadline: Instant) -> Result<(), StoreError> {
+        self.compact_if(DEAD_BYTES_MIN, deadline);
         self.store.close(deadline)
     }
 
-    fn scan(&self, filters: &[Filter], now_secs: u64) -> Result<Box<dyn Scan>, StoreError> {
+    /// A compaction that does not come to its end leaves everything as it was.
+    fn compact_if(&self, dead_bytes_min: u64, deadline: Instant) {
+        let stats = self.store.stats();
+        if stats.dead_bytes < dead_bytes_min.max(stats.live_bytes()) {
+            return;
+        }
+        let pace = Pace { share: 1.0, progress: &|_, _| {}, rest: &|_| Instant::now() < deadline };
+        if let Err(error) = self.store.compact(&pace) {
+            tracing::debug!(%error, "the cache stays as large as it is");
+        }
+    }
+
+    fn scan(&self, filters: &[Filter], now_secs: u64, visible: Visibility) -> Result<Box<dyn Scan>, StoreError> {
         let wanted = |filter: &Filter| {
             let limit = filter.limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
             Wanted { filter: filter.clone(), limit, whole_seconds: false }
         };
         let asked = filters.iter().filter(|filter| filter.limit != Some(0) && !filter.matches_nothing());
         let wanted = asked.map(wanted).collect();
-        self.store.scan(Query { wanted, now: now_secs, before: None, visible: Visibility::everything() })
+        self.store.scan(Query { wanted, now: now_secs, before: None, visible })
     }
 }
 
@@ -144,6 +188,27 @@ mod tests {
 
     use super::*;
     use crate::protocol::testing::{NOW, sign};
+
+    /// What replaced versions take is freed where it is most of it, and the state is the same after that (law 6); where it
+    /// is little, or there is no time, nothing is done.
+    #[test]
+    fn law_6_replaced_versions_take_no_room_for_ever() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(dir.path(), 1 << 20).unwrap();
+        let content = |at: u64| format!("{at} {}", "x".repeat(1_000));
+        let versions: Vec<_> = (1..=100).map(|at| sign(1, 30_001, NOW + at, &[&["d", "x"]], &content(at))).collect();
+        for version in &versions {
+            cache.put(std::slice::from_ref(version), NOW).unwrap();
+        }
+        let before = cache.size();
+        assert!(before.events == 1 && before.dead_bytes > 99_000, "{before:?}");
+        cache.compact_if(DEAD_BYTES_MIN, Instant::now() + STEP_TIME_MAX);
+        cache.compact_if(0, Instant::now());
+        assert_eq!(cache.size().dead_bytes, before.dead_bytes);
+        cache.compact_if(0, Instant::now() + STEP_TIME_MAX);
+        assert!(cache.size().bytes + 90_000 < before.bytes && cache.size().dead_bytes == 0, "{:?}", cache.size());
+        assert_eq!(cache.query(&[Filter::default()], NOW).unwrap(), [(*versions[99]).clone()]);
+    }
 
     /// What was put is found, also after a restart; a newer version takes the place of the older, whichever came first.
     #[test]
@@ -161,7 +226,7 @@ mod tests {
         let all = [Filter::default()];
         assert_eq!(cache.query(&all, NOW).unwrap(), [(*versions[0]).clone()]);
         let item = Item { created_at: NOW + 3, id: versions[0].id };
-        assert_eq!(cache.items(&all[0], NOW).unwrap(), [item]);
+        assert_eq!(cache.items(&all[0], NOW, versions[0].pubkey).unwrap(), [item]);
         assert!(cache.contains(&versions[0].id).unwrap() && cache.count() == 1);
         assert!(cache.query(&[Filter { limit: Some(0), ..Filter::default() }], NOW).unwrap().is_empty());
     }

@@ -3,13 +3,14 @@
 //! First a live subscription for what is new from here on. Then the sets are compared ([`super::level`]): deletions before
 //! the rest, so that nothing is fetched or uploaded that is deleted already. What the relay lacks is uploaded, oldest
 //! first, and the comparison is made again until nothing more moves. Never "since the newest event I have": devices that
-//! were offline publish old times.
+//! were offline publish old times. A device that owes much sends that first and then begins anew with the subscription, which
+//! would send all of it back.
 
 use std::collections::HashSet;
 
 use super::level::{self, Came, PASSES_MAX, Party, deletions_in};
 use super::link::{Auth, Incoming, Link};
-use super::profile::{Profile, form_of};
+use super::profile::{Answer, Profile, form_of};
 use super::session::{Session, SessionError};
 use super::status::LinkState;
 use crate::config::Direction;
@@ -35,7 +36,9 @@ impl Session {
             .await;
             if !self.scopes.is_empty() {
                 let scopes = self.scopes.clone();
-                level::listen(self, &scopes).await?;
+                if !self.has_backlog {
+                    level::listen(self, &scopes).await?;
+                }
                 self.make_equal(&scopes).await?;
             }
             self.settle().await?;
@@ -43,9 +46,12 @@ impl Session {
                 break;
             }
         }
-        self.on_disk(|profile, relay| {
+        let is_live = !self.has_backlog;
+        self.on_disk(move |profile, relay| {
             profile.fetched(relay);
-            profile.tell(relay, |status| status.link = LinkState::Live);
+            if is_live {
+                profile.tell(relay, |status| status.link = LinkState::Live);
+            }
             profile.say_what_is_due()
         })
         .await?;
@@ -54,7 +60,9 @@ impl Session {
 
     async fn make_equal(&mut self, scopes: &[Filter]) -> Result<(), SessionError> {
         let deletions: Vec<Filter> = scopes.iter().filter_map(deletions_in).collect();
-        for _ in 0..PASSES_MAX {
+        // A backlog is followed by another catch-up, which sees what is left.
+        let passes = if self.has_backlog { 1 } else { PASSES_MAX };
+        for _ in 0..passes {
             let before = self.moved;
             self.level_all(&deletions).await?;
             self.upload().await?;
@@ -71,7 +79,9 @@ impl Session {
                 return Ok(());
             }
         }
-        tracing::info!(relay = %self.relay, "still not equal after {PASSES_MAX} passes; the next link goes on");
+        if !self.has_backlog {
+            tracing::info!(relay = %self.relay, "still not equal after {PASSES_MAX} passes; the next link goes on");
+        }
         Ok(())
     }
 
@@ -86,9 +96,9 @@ impl Session {
     }
 
     /// Gives the relay what it lacks of the user's own events and may have, oldest first.
-    async fn upload(&mut self) -> Result<(), SessionError> {
+    pub(super) async fn upload(&mut self) -> Result<(), SessionError> {
         let mut have: Vec<Item> = std::mem::take(&mut self.lacking).into_iter().collect();
-        have.retain(|item| !self.unwanted.contains(&item.id));
+        have.retain(|item| !self.offered.contains(&item.id));
         for part in have.chunks(UPLOADS_MAX) {
             let ids: Vec<EventId> = part.iter().map(|item| item.id).collect();
             let slots = self.link.about().slots;
@@ -111,7 +121,7 @@ impl Session {
         if *self.link.auth() != Auth::NotAsked {
             rules.authenticated(&self.relay);
         }
-        let mut taken = 0;
+        let mut answers = Vec::new();
         while rules.link_status(&self.relay).owed > 0 {
             let wait = match rules.next(&self.relay, self.profile.world().now_ms()) {
                 Step::Send { event, .. } => {
@@ -130,10 +140,10 @@ impl Session {
                     let comes_again = matches!(prefix(&text), "auth-required" | "rate-limited") && !accepted;
                     if !comes_again {
                         left.remove(&id);
-                        taken += usize::from(accepted);
+                        self.moved += usize::from(accepted);
                         give_up(&mut rules, &id);
-                        // Taken or not: whatever it still lacks in the next pass, it does not want.
-                        self.unwanted.insert(id);
+                        self.was_offered(id);
+                        answers.push(Answer { id, accepted, text });
                     }
                 }
                 Incoming::Authenticated | Incoming::AuthRefused(_) => {
@@ -143,9 +153,7 @@ impl Session {
                 other => self.take_in(other).await?,
             }
         }
-        self.moved += taken;
-        self.on_disk(move |profile, relay| profile.tell(relay, |status| status.uploaded += taken)).await;
-        Ok(())
+        Ok(self.on_disk(move |profile, relay| profile.uploaded(relay, &answers)).await?)
     }
 
     /// What comes next, or nothing when a pause is over. Without a pause, an answer is owed.
@@ -186,21 +194,16 @@ impl Party for Session {
     async fn set(&mut self, filter: &Filter) -> Result<Option<Vec<Item>>, SessionError> {
         // What has come meanwhile counts as had.
         self.settle().await?;
-        let (filter, now_secs) = (filter.clone(), self.profile.now_secs());
-        Ok(Some(self.on_disk(move |profile, _| profile.cache().items(&filter, now_secs)).await?))
+        let filter = filter.clone();
+        Ok(Some(self.on_disk(move |profile, relay| profile.items_for(relay, &filter)).await?))
     }
 
     async fn lacking(&mut self, ids: Vec<EventId>) -> Result<Vec<EventId>, SessionError> {
-        Ok(ids)
+        Ok(self.on_disk(move |profile, relay| profile.wanted_from(relay, ids)).await?)
     }
 
     async fn keep(&mut self, events: Vec<Event>, _came: Came) -> Result<(), SessionError> {
-        let stored = self.on_disk(move |profile, relay| {
-            let new = profile.take(events)?;
-            profile.tell(relay, |status| status.fetched += new);
-            Ok::<usize, StoreError>(new)
-        });
-        self.moved += stored.await?;
+        self.moved += self.on_disk(move |profile, relay| profile.take_from(relay, events)).await?;
         Ok(())
     }
 

@@ -17,6 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use super::link::LinkError;
+use super::wire::{Passed, Wire};
 
 /// Bytes of a relay information document; common ones have some thousand.
 const ABOUT_BYTES_MAX: usize = 256 * 1024;
@@ -59,15 +60,16 @@ impl RelayUrl {
         &self.text
     }
 
-    /// Opens a socket.
+    /// Opens a socket; what passes on it is counted.
     ///
     /// # Errors
     /// [`LinkError::Unreachable`] with the system's or TLS's reason.
-    pub async fn connect(&self) -> Result<Box<dyn Bytes>, LinkError> {
+    pub async fn connect(&self, passed: &Passed) -> Result<Box<dyn Bytes>, LinkError> {
         let unreachable = |error: &dyn fmt::Display| LinkError::Unreachable(error.to_string());
         let socket = TcpStream::connect((self.host.as_str(), self.port)).await.map_err(|error| unreachable(&error))?;
         // An event must not wait for the acknowledgement of the one before.
         socket.set_nodelay(true).map_err(|error| unreachable(&error))?;
+        let socket = Wire::new(socket, passed.clone());
         if !self.secure {
             return Ok(Box::new(socket));
         }
@@ -78,8 +80,8 @@ impl RelayUrl {
     }
 
     /// Asks the relay what it is (NIP-11). A relay that does not say, or too late, is one about which nothing is known.
-    pub async fn about(&self, timeout: Duration) -> About {
-        match tokio::time::timeout(timeout, self.fetch_about()).await {
+    pub async fn about(&self, timeout: Duration, passed: &Passed) -> About {
+        match tokio::time::timeout(timeout, self.fetch_about(passed)).await {
             Ok(Ok(about)) => about,
             Ok(Err(reason)) => {
                 tracing::debug!(relay = %self, reason, "no relay information");
@@ -89,9 +91,9 @@ impl RelayUrl {
         }
     }
 
-    async fn fetch_about(&self) -> Result<About, String> {
+    async fn fetch_about(&self, passed: &Passed) -> Result<About, String> {
         let text = |error: &dyn fmt::Display| error.to_string();
-        let socket = self.connect().await.map_err(|error| text(&error))?;
+        let socket = self.connect(passed).await.map_err(|error| text(&error))?;
         let handshake = hyper::client::conn::http1::handshake(TokioIo::new(socket)).await;
         let (mut sender, connection) = handshake.map_err(|error| text(&error))?;
         let uri: hyper::Uri = self.text.parse().map_err(|error| text(&error))?;

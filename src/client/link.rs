@@ -23,6 +23,7 @@ use super::backoff::Backoff;
 use super::clock::World;
 use super::dial::{About, Bytes, RelayUrl};
 use super::keys::Keys;
+use super::wire::Passed;
 use crate::config::{self, Config};
 use crate::protocol::relay_message::RelayMessage;
 use crate::protocol::{EventId, Kind, Tags, message};
@@ -140,6 +141,7 @@ pub enum Auth {
 #[derive(Debug)]
 pub struct Link {
     url: RelayUrl,
+    passed: Passed,
     about: About,
     clock_offset_ms: Option<i64>,
     auth: Auth,
@@ -163,8 +165,9 @@ impl Link {
         keys: Arc<[Keys]>,
         world: &World,
     ) -> Result<Link, LinkError> {
-        let about = url.about(options.connect_timeout);
-        let shaking = timeout(options.connect_timeout, shake_hands(url, options));
+        let passed = Passed::default();
+        let about = url.about(options.connect_timeout, &passed);
+        let shaking = timeout(options.connect_timeout, shake_hands(url, options, &passed));
         let (shaken, about) = tokio::join!(shaking, about);
         let (socket, headers) = shaken.map_err(|_| LinkError::Silent)??;
         let clock_offset_ms = clock_offset_ms(&headers, world.now_ms());
@@ -183,7 +186,7 @@ impl Link {
         let task = tokio::spawn(run(socket, outgoing, incoming, prover, *options));
         let (held, auth) = (VecDeque::new(), Auth::default());
         let url = url.clone();
-        let mut link = Link { url, about, clock_offset_ms, auth, held, over: None, to, from, task };
+        let mut link = Link { url, passed, about, clock_offset_ms, auth, held, over: None, to, from, task };
         if proves && link.about.supports(42) {
             link.wait_for_auth().await?;
         }
@@ -193,6 +196,11 @@ impl Link {
     /// Which relay this is.
     pub fn url(&self) -> &RelayUrl {
         &self.url
+    }
+
+    /// What has passed on the wire since it was dialled, handshakes included.
+    pub fn passed(&self) -> &Passed {
+        &self.passed
     }
 
     /// What the relay tells about itself.
@@ -338,10 +346,10 @@ impl Redial {
 
 type Socket = WebSocketStream<Box<dyn Bytes>>;
 
-async fn shake_hands(url: &RelayUrl, options: &LinkOptions) -> Result<(Socket, HeaderMap), LinkError> {
+async fn shake_hands(url: &RelayUrl, options: &LinkOptions, passed: &Passed) -> Result<(Socket, HeaderMap), LinkError> {
     let unreachable = |error: tungstenite::Error| LinkError::Unreachable(error.to_string());
     let request = url.as_str().into_client_request().map_err(unreachable)?;
-    let socket = url.connect().await?;
+    let socket = url.connect(passed).await?;
     let limit = Some(options.message_bytes_max);
     let config = WebSocketConfig::default().max_message_size(limit).max_frame_size(limit);
     let shaken = tokio_tungstenite::client_async_with_config(request, socket, Some(config)).await;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
 use super::clock::World;
 use super::dial::RelayUrl;
@@ -11,6 +11,7 @@ use super::keys::Keys;
 use super::link::{LinkOptions, Redial};
 use super::stream::{Memory, Scope, Stream};
 use crate::relay::Relay;
+use crate::relay::ingest::Upstream;
 use crate::relay::side::Side;
 
 /// One of the other relays.
@@ -26,20 +27,45 @@ pub struct Mirror {
     pub keys: Arc<[Keys]>,
 }
 
+impl Mirror {
+    fn is_same(&self, other: &Mirror) -> bool {
+        let pubkeys = |mirror: &Mirror| mirror.keys.iter().map(Keys::pubkey).collect::<Vec<_>>();
+        (&self.url, &self.scope, self.private) == (&other.url, &other.scope, other.private)
+            && pubkeys(self) == pubkeys(other)
+    }
+}
+
 /// The streams; they end when this is dropped.
-#[derive(Debug, Default)]
 pub struct Mirrors {
+    relay: Arc<Relay>,
+    options: LinkOptions,
+    world: World,
+    streams: Vec<(Mirror, AbortHandle)>,
     tasks: JoinSet<()>,
 }
 
 impl Mirrors {
     /// Starts a stream with each.
     pub fn start(relay: &Arc<Relay>, mirrors: Vec<Mirror>, options: LinkOptions, world: &World) -> Mirrors {
-        let mut tasks = JoinSet::new();
-        for mirror in mirrors {
-            tasks.spawn(keep_equal(relay.clone(), mirror, options, world.clone()));
+        let (relay, world) = (relay.clone(), world.clone());
+        let mut all = Mirrors { relay, options, world, streams: Vec::new(), tasks: JoinSet::new() };
+        all.change(mirrors);
+        all
+    }
+
+    /// Goes on with these: streams that stay the same are not touched, others end or begin.
+    pub fn change(&mut self, wanted: Vec<Mirror>) {
+        let mut before = std::mem::take(&mut self.streams);
+        for mirror in wanted {
+            let kept = before.iter().position(|(stream, _)| stream.is_same(&mirror)).map(|at| before.swap_remove(at));
+            self.streams.push(kept.unwrap_or_else(|| {
+                let work = keep_equal(self.relay.clone(), mirror.clone(), self.options, self.world.clone());
+                (mirror, self.tasks.spawn(work))
+            }));
         }
-        Mirrors { tasks }
+        before.iter().for_each(|(_, ended)| ended.abort());
+        // Results of those that ended earlier are not kept for ever.
+        while self.tasks.try_join_next().is_some() {}
     }
 
     /// Ends them. What is under way is found lacking again at the next start.
@@ -49,8 +75,8 @@ impl Mirrors {
 }
 
 async fn keep_equal(relay: Arc<Relay>, mirror: Mirror, options: LinkOptions, world: World) {
-    let side = Side::new(relay, mirror.private);
     let url = &mirror.url;
+    let side = Side::new(relay, mirror.private, Upstream { url: url.to_string(), is_mirror: true });
     let mut redial = Redial::new(url.clone(), options, mirror.keys.clone(), world);
     let mut memory = Memory::default();
     loop {

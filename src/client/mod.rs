@@ -4,10 +4,11 @@
 //! app        Client: chats, settings, training data; what an app holds
 //!  │
 //! links      one link to each relay, kept up or visited once
+//!  │  │                     and carry from one to the other
 //!  │  └ session, catchup      one link at work: make both sides equal, send what is owed, take what comes
 //!  │     └ link, dial         one socket: TLS, pings, NIP-42, the relay's clock
 //! profile    the order of writing: outbox → cache → collections; what a link is to send next
-//!    └ outbox (journal), cache (an embedded store), routing, local
+//!    └ outbox (journal), cache (an embedded store), unwanted (journal), routing, local
 //!
 //! level             two sides made equal over a link: the same for a profile and for a relay's own store
 //! stream, mirrors   a relay's own store made equal with other relays, by the same links: `sledge sync`, `[[mirror]]`
@@ -20,6 +21,7 @@
 pub mod app;
 pub mod backoff;
 pub mod cache;
+pub mod carry;
 pub mod catchup;
 pub mod clock;
 pub mod dial;
@@ -37,5 +39,7 @@ pub mod routing;
 pub mod session;
 pub mod status;
 pub mod stream;
+pub mod unwanted;
+pub mod wire;
 
 pub use app::{Client, ClientError};

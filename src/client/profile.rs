@@ -6,6 +6,7 @@
 //! ```text
 //! device           this device's number in the hybrid logical clock, 16 hex digits
 //! outbox.journal   what is owed: the app's writes; private, since drafts are in the clear
+//! unwanted.journal what need not be moved between this device and a relay
 //! local.json       settings that stay on this device; private
 //! cache/           events that are signed, own and foreign, as an embedded store; holds the lock on the profile
 //! ```
@@ -26,13 +27,17 @@ use std::time::Instant;
 use tokio::sync::{broadcast, watch};
 
 use super::cache::{Cache, event_of};
+use super::carry::{self, Carried, Carry};
 use super::clock::World;
 use super::keys::Keys;
 use super::outbox::{DurableOutbox, OutboxError};
 use super::routing::{self, RELAY_LIST, RelayList, Routing};
 use super::status::{RelayStatus, Status};
+use super::unwanted::Unwanted;
+use crate::protocol::item::Item;
 use crate::protocol::supersede::Verdict;
-use crate::protocol::{Event, Filter, PublicKey, Verified, label};
+use crate::protocol::verify::Hashed;
+use crate::protocol::{Event, EventId, Filter, PublicKey, Verified, label};
 use crate::store::dir::write_atomically;
 use crate::store::log::io_at;
 use crate::store::{StoreError, fault};
@@ -74,9 +79,21 @@ pub struct Profile {
     cache: Cache,
     state: Mutex<State>,
     news: broadcast::Sender<Arc<Event>>,
+    /// Own events that were new, with the relay that gave them.
+    carried: broadcast::Sender<Carried>,
     /// Counts up when something new is owed.
     owed: watch::Sender<u64>,
     status: watch::Sender<Status>,
+}
+
+/// What became of events that a relay gave.
+#[derive(Debug, Default)]
+struct Taken {
+    new: usize,
+    /// Those of them that the user wrote.
+    own: Vec<Item>,
+    /// Overtaken or deleted here: coming again would change nothing.
+    unwanted: Vec<EventId>,
 }
 
 /// What changes together, under one lock.
@@ -90,6 +107,7 @@ struct State {
     up: BTreeSet<RelayUrl>,
     /// Signed and durable, but not yet in the cache.
     uncached: Vec<Verified<Event>>,
+    unwanted: Unwanted,
 }
 
 impl Profile {
@@ -107,6 +125,7 @@ impl Profile {
         outbox.rules().drafts().for_each(|(_, draft)| clock.resume(&draft.written));
         let dice = world.clone();
         let cipher = Nip44::new(&keys.secret_bytes(), move || dice.random_32()).expect("a key that signs also seals");
+        let unwanted = Unwanted::open(&options.dir.join("unwanted.journal"), world.now_ms() / 1000)?;
         let (relays, up, uncached) = (BTreeMap::new(), BTreeSet::new(), Vec::new());
         let profile = Profile {
             dir: options.dir.clone(),
@@ -115,8 +134,9 @@ impl Profile {
             world,
             routing: Routing::new(&options.relays, &options.training_relays),
             cache,
-            state: Mutex::new(State { outbox, clock, collections: None, relays, up, uncached }),
+            state: Mutex::new(State { outbox, clock, collections: None, relays, up, uncached, unwanted }),
             news: broadcast::Sender::new(NEWS_MAX),
+            carried: carry::channel(),
             owed: watch::Sender::new(0),
             status: watch::Sender::new(Status::default()),
         };
@@ -153,6 +173,11 @@ impl Profile {
     /// it missed some, and asks the cache.
     pub fn news(&self) -> broadcast::Receiver<Arc<Event>> {
         self.news.subscribe()
+    }
+
+    /// What other relays than this one give from now on.
+    pub fn carry(&self, to: &RelayUrl) -> Carry {
+        Carry::new(to.clone(), &self.carried)
     }
 
     /// Changes when something new is owed.
@@ -259,9 +284,8 @@ impl Profile {
             let mut collections = Collections::new(self.keys.pubkey());
             let now_secs = self.true_secs(&state.clock);
             self.cache.for_each(&[ours], now_secs, |row| {
-                let event = event_of(row).and_then(|event| Verified::check(event).ok());
-                if let Some(event) = event {
-                    collections.absorb(&event, &self.cipher, &mut state.clock);
+                if let Some(Ok(event)) = event_of(row).map(Hashed::check) {
+                    collections.absorb(&event.from_store(), &self.cipher, &mut state.clock);
                 }
             })?;
             state.collections = Some(collections);
@@ -294,8 +318,8 @@ impl Profile {
         found.ok()?.first().map(RelayList::of)
     }
 
-    /// Puts events into the collections and the cache, and tells subscribers what was new. How many were.
-    fn put(&self, state: &mut State, events: &[Verified<Event>]) -> Result<usize, StoreError> {
+    /// Puts events into the collections and the cache, and tells subscribers what was new.
+    fn put(&self, state: &mut State, events: &[Verified<Event>]) -> Result<Taken, StoreError> {
         let mut lasting: Vec<Verified<Event>> =
             events.iter().filter(|event| !event.kind.is_ephemeral()).cloned().collect();
         if lasting.iter().any(|event| self.is_own_head(event)) {
@@ -313,15 +337,22 @@ impl Profile {
         }
         let verdicts = self.cache.put(&lasting, self.true_secs(&state.clock))?;
         fault::point("outbox.cached");
-        let mut new = 0;
+        let mut taken = Taken::default();
         for (event, verdict) in lasting.iter().zip(verdicts) {
-            if verdict == Verdict::Store {
-                new += 1;
-                // Nobody listens: that is no failure.
-                let _ = self.news.send(Arc::new((**event).clone()));
+            match verdict {
+                Verdict::Store => {
+                    taken.new += 1;
+                    if event.pubkey == self.keys.pubkey() {
+                        taken.own.push(Item { created_at: event.created_at, id: event.id });
+                    }
+                    // Nobody listens: that is no failure.
+                    let _ = self.news.send(Arc::new((**event).clone()));
+                }
+                Verdict::Duplicate => {}
+                _ => taken.unwanted.push(event.id),
             }
         }
-        Ok(new)
+        Ok(taken)
     }
 
     fn is_own_head(&self, event: &Event) -> bool {

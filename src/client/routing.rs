@@ -10,6 +10,7 @@ use crate::protocol::label;
 use crate::protocol::{Event, Filter, Kind, PublicKey};
 use crate::sync::draft::Audience;
 use crate::sync::outbox::RelayUrl;
+use crate::sync::shape;
 
 /// A user's list of relays (NIP-65).
 pub const RELAY_LIST: Kind = Kind(10_002);
@@ -133,12 +134,15 @@ impl Routing {
         let filter = |json: String| Filter::from_json(&json).expect("made of hex and constants");
         let ours = format!("\"#L\":[\"{}\"]", label::NAMESPACE);
         let mut scopes = Vec::new();
-        if role.home || role.training {
-            scopes.push(filter(format!("{{\"authors\":[\"{user}\"],{ours}}}")));
-            scopes.push(filter(format!("{{\"#p\":[\"{user}\"],{ours}}}")));
-        }
         if role.home {
             scopes.push(filter(format!("{{\"authors\":[\"{user}\"]}}")));
+            // Settings in slots are given only to who names the label; everything else would be compared twice.
+            scopes.push(filter(format!("{{\"authors\":[\"{user}\"],\"kinds\":[{}],{ours}}}", shape::SETTINGS)));
+        } else if role.training {
+            scopes.push(filter(format!("{{\"authors\":[\"{user}\"],{ours}}}")));
+        }
+        if role.home || role.training {
+            scopes.push(filter(format!("{{\"#p\":[\"{user}\"],{ours}}}")));
         }
         scopes
     }

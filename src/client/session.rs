@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use super::carry::{Carry, Due};
 use super::level::LIVE;
 use super::link::{Auth, Incoming, Link, LinkError};
 use super::profile::{Answer, Arrival, Profile};
@@ -22,6 +23,12 @@ use crate::sync::outbox::{Consequence, RelayUrl};
 
 /// Messages that are taken in before the disk is asked once for all of them.
 const BATCH_MAX: usize = 256;
+/// Events that a link remembers as offered; forgetting them costs a `duplicate:` each.
+const OFFERED_MAX: usize = 100_000;
+
+/// A relay sends back every event of ours that a subscription asks for. Of so many the echo costs more than to ask anew, once
+/// they are there, what has come meanwhile.
+const BACKLOG_MIN: usize = 128;
 
 /// Why a session ended.
 #[derive(Debug, thiserror::Error)]
@@ -67,12 +74,17 @@ pub struct Session {
     answers: Vec<Answer>,
     /// What the relay lacks, as found so far.
     pub(super) lacking: BTreeSet<Item>,
-    /// Events that the relay would not take when it lacked them.
-    pub(super) unwanted: HashSet<EventId>,
+    /// Events that the relay has judged over this link, taken or not: they are not offered again.
+    pub(super) offered: HashSet<EventId>,
     /// Events that came and were new, or were uploaded and taken.
     pub(super) moved: usize,
-    /// What was asked before the keys were proven must be asked again.
+    /// So much is owed that it goes out first, before the relay is asked for what is new from now on.
+    pub(super) has_backlog: bool,
+    /// What was asked before the keys were proven must be asked again; or more has come of other relays than is
+    /// remembered.
     again: bool,
+    /// What other relays gave.
+    carry: Carry,
     /// Why the subscription for what is new was ended by the relay.
     live_closed: Option<String>,
     /// Tells when something new is owed.
@@ -89,6 +101,8 @@ impl Session {
         let scopes = profile.routing().scopes(&relay, profile.keys().pubkey());
         // Before anything is looked at: what is owed meanwhile must be seen.
         let owed = profile.owed();
+        let carry = profile.carry(&relay);
+        let has_backlog = !scopes.is_empty() && profile.owed_to(&relay) > BACKLOG_MIN;
         Session {
             link,
             relay,
@@ -98,9 +112,11 @@ impl Session {
             arrived: Vec::new(),
             answers: Vec::new(),
             lacking: BTreeSet::new(),
-            unwanted: HashSet::new(),
+            offered: HashSet::new(),
             moved: 0,
+            has_backlog,
             again: false,
+            carry,
             live_closed: None,
             owed,
             pump_due: true,
@@ -151,6 +167,11 @@ impl Session {
             }
             self.pump_due = true;
             self.pump().await?;
+            if self.has_backlog && !self.is_backlog_going_out() {
+                self.has_backlog = false;
+                self.catch_up().await?;
+                continue;
+            }
             if stay == Stay::UntilSettled && self.profile.owed_to(&self.relay) == 0 {
                 return Ok(());
             }
@@ -161,11 +182,23 @@ impl Session {
                     self.take_ready();
                     self.settle().await?;
                 }
+                due = self.carry.due() => match due {
+                    Due::Items(items) => {
+                        self.lacking.extend(items);
+                        self.upload().await?;
+                    }
+                    Due::TooMany => self.again = true,
+                },
                 _ = self.owed.changed() => {}
                 () = tokio::time::sleep(pause) => {}
             }
             self.reopen_if_closed().await?;
         }
+    }
+
+    /// As soon as it has to wait for anything but answers, what is new is no longer waited for.
+    fn is_backlog_going_out(&self) -> bool {
+        self.pump_at_ms.is_none() && self.profile.owed_to(&self.relay) > BACKLOG_MIN
     }
 
     /// Something may go out that could not before.
@@ -225,13 +258,14 @@ impl Session {
         match incoming {
             Incoming::Message(RelayMessage::Event { id, event }) if id == LIVE => {
                 if self.scopes.iter().any(|scope| scope.matches(&*event)) {
+                    // What it gives it need not be given.
+                    self.was_offered(event.id);
                     self.arrived.push(*event);
                 }
             }
             Incoming::Message(RelayMessage::Ok { id, accepted, text }) => {
                 if matches!(judge(accepted, &text), Consequence::Settle(_) | Consequence::Bury) {
-                    // Whatever the next comparison says: it was offered.
-                    self.unwanted.insert(id);
+                    self.was_offered(id);
                 }
                 self.answers.push(Answer { id, accepted, text });
                 self.pump_due = true;
@@ -249,6 +283,14 @@ impl Session {
                 self.profile.authenticated(&self.relay);
             }
         }
+    }
+
+    /// Whatever the next comparison says, the relay has judged this event.
+    pub(super) fn was_offered(&mut self, id: EventId) {
+        if self.offered.len() >= OFFERED_MAX {
+            self.offered.clear();
+        }
+        self.offered.insert(id);
     }
 
     /// As [`Session::take`], and to the disk where much has come.
@@ -276,13 +318,10 @@ impl Session {
             if !answers.is_empty() {
                 profile.answered(relay, &answers)?;
             }
-            let new = profile.take(arrived)?;
-            if new > 0 {
-                profile.tell(relay, |status| status.fetched += new);
-            }
-            Ok(())
+            profile.take_from(relay, arrived)
         })
-        .await
+        .await?;
+        Ok(())
     }
 
     /// What was asked before the keys were proven is asked anew.

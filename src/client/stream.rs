@@ -31,7 +31,7 @@ const UNWANTED_MAX: usize = 200_000;
 const RECENT_MAX: usize = 20_000;
 
 /// What is moved.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Scope {
     /// Each is made equal by itself; their limits are not looked at.
     pub filters: Vec<Filter>,
@@ -67,6 +67,8 @@ pub struct Stream {
     side: Side,
     scope: Scope,
     moved: Moved,
+    /// Bytes up and down on links before this one.
+    passed_before: (u64, u64),
     told: watch::Sender<Moved>,
     memory: Memory,
     /// Live events that came while something else was waited for.
@@ -106,7 +108,8 @@ impl Stream {
     /// A stream over a link that has just been opened. `told` gets the figures as they grow.
     pub fn new(link: Link, side: Side, scope: Scope, told: watch::Sender<Moved>, memory: Memory) -> Stream {
         let moved = *told.borrow();
-        Stream { link, side, scope, moved, told, memory, arrived: Vec::new() }
+        let passed_before = (moved.bytes_up, moved.bytes_down);
+        Stream { link, side, scope, moved, passed_before, told, memory, arrived: Vec::new() }
     }
 
     /// What was moved so far.
@@ -121,6 +124,8 @@ impl Stream {
 
     fn note(&mut self, change: impl FnOnce(&mut Moved)) {
         change(&mut self.moved);
+        let (passed, before) = (self.link.passed(), self.passed_before);
+        (self.moved.bytes_up, self.moved.bytes_down) = (before.0 + passed.up(), before.1 + passed.down());
         self.told.send_replace(self.moved);
     }
 
@@ -140,6 +145,8 @@ impl Stream {
                 break;
             }
         }
+        // Whatever has passed since something was last noted.
+        self.note(|_| {});
         Ok(())
     }
 

@@ -103,6 +103,7 @@ fn storage_ranges(config: &Config) -> Vec<Range> {
         ("storage.writer_queue_bytes_max", s.writer_queue_bytes_max as u64, 4 * KIB..=1024 * MIB),
         ("storage.index_run_entries_max", s.index_run_entries_max as u64, 0..=50_000_000),
         ("storage.index_cache_mb", s.index_cache_mb as u64, 0..=65_536),
+        ("storage.record_cache_mb", s.record_cache_mb as u64, 0..=65_536),
         ("storage.index_open_timeout_secs", s.index_open_timeout_secs, 1..=DAY_SECS),
         ("storage.expiry_sweep_secs", s.expiry_sweep_secs, 1..=DAY_SECS),
         ("storage.compact_dead_mb_min", s.compact_dead_mb_min, 0..=MIB),
@@ -162,6 +163,7 @@ fn client_ranges(config: &Config) -> Vec<Range> {
     let c = &config.client;
     vec![
         ("client.outbox_mb_max", c.outbox_mb_max, 1..=MIB),
+        ("client.cache_mb_warn", c.cache_mb_warn, 1..=MIB),
         ("client.memory_mb", c.memory_mb as u64, 1..=65_536),
         ("client.visit_timeout_secs", c.visit_timeout_secs, 1..=DAY_SECS),
         ("client.connect_timeout_ms", c.connect_timeout_ms, 100..=600_000),

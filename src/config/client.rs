@@ -26,6 +26,8 @@ pub struct Client {
     pub training_operators: Vec<String>,
     /// MiB that may wait in the outbox.
     pub outbox_mb_max: u64,
+    /// MiB of the local copy from which on `sledge outbox status` warns.
+    pub cache_mb_warn: u64,
     /// MiB of memory that the cache's buffers aim at.
     pub memory_mb: usize,
     /// How long a command works with relays, seconds.

@@ -11,8 +11,8 @@ use super::{Config, ConfigError, read};
 
 /// Sections and keys that take effect without a restart. Limits of [`Config::limits`] that a connection or a thread was
 /// made with hold for connections that are made afterwards.
-const RELOADABLE: [&str; 7] =
-    ["service_url", "log.level", "info", "limits", "access", "rate", "operation.slow_query_ms"];
+const RELOADABLE: [&str; 8] =
+    ["service_url", "mirror", "log.level", "info", "limits", "access", "rate", "operation.slow_query_ms"];
 
 /// Keys in those sections that nevertheless need one: threads, and live delivery, are made with them.
 const NOT_RELOADABLE: [&str; 4] =

@@ -52,12 +52,29 @@ impl Memory {
 
 /// Memory that this process may take in all: the machine's, or less where a control group limits it. `None` where the
 /// system does not tell in the manner of Linux.
+///
+/// The kernel is asked too, since a service may not see `/proc/meminfo` (`ProcSubset=pid`); the file is, since inside a
+/// container it may say less.
 fn machine_bytes() -> Option<u64> {
     let read = |path: &Path| std::fs::read_to_string(path).ok();
     let total = read(Path::new("/proc/meminfo")).and_then(|text| total_of(&text));
+    let total = total.into_iter().chain(kernel_bytes());
     let groups = read(Path::new("/proc/self/cgroup")).unwrap_or_default();
     let limits = limit_files(&groups).into_iter().filter_map(|file| read(&file)?.trim().parse().ok());
-    total.into_iter().chain(limits).min()
+    total.chain(limits).min()
+}
+
+/// What the kernel says the machine has.
+#[cfg(target_os = "linux")]
+fn kernel_bytes() -> Option<u64> {
+    let info = rustix::system::sysinfo();
+    (info.totalram as u64).checked_mul(info.mem_unit.into())
+}
+
+/// Other systems are not asked.
+#[cfg(not(target_os = "linux"))]
+fn kernel_bytes() -> Option<u64> {
+    None
 }
 
 /// `MemTotal` of `/proc/meminfo`, in bytes.
@@ -123,5 +140,14 @@ mod tests {
         );
         assert_eq!(total_of("MemTotal:         948412 kB\nMemFree: 1 kB\n"), Some(948_412 * 1024));
         assert_eq!(total_of("nothing of the kind"), None);
+    }
+
+    /// The kernel and its file agree about the machine; where there is no such file, the kernel's word is enough.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn the_kernel_tells_what_the_file_tells() {
+        let kernel = kernel_bytes().unwrap();
+        let file = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| total_of(&text));
+        assert!(kernel > 0 && file.is_none_or(|file| kernel.abs_diff(file) <= kernel / 2), "{kernel} and {file:?}");
     }
 }

@@ -1,5 +1,6 @@
 //! Fixed-width byte strings that travel as lower-case hex (NIP-01).
 
+use std::cmp::Ordering;
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, Error, Visitor};
@@ -8,7 +9,7 @@ use serde::ser::{Serialize, Serializer};
 macro_rules! hex_bytes {
     ($(#[$doc:meta])* $name:ident, $len:literal) => {
         $(#[$doc])*
-        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[derive(Clone, Copy, PartialEq, Eq, Hash)]
         pub struct $name(pub [u8; $len]);
 
         impl $name {
@@ -25,6 +26,20 @@ macro_rules! hex_bytes {
             /// The raw bytes.
             pub fn as_bytes(&self) -> &[u8; $len] {
                 &self.0
+            }
+        }
+
+        /// The order of the bytes. The first eight nearly always tell, and looking at those takes no call: filters look
+        /// keys up in sorted lists, event by event.
+        impl Ord for $name {
+            fn cmp(&self, other: &Self) -> Ordering {
+                head(&self.0).cmp(&head(&other.0)).then_with(|| self.0.cmp(&other.0))
+            }
+        }
+
+        impl PartialOrd for $name {
+            fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+                Some(self.cmp(other))
             }
         }
 
@@ -65,6 +80,11 @@ hex_bytes! {
 hex_bytes! {
     /// BIP-340 Schnorr signature over the event id (NIP-01 `sig`).
     Signature, 64
+}
+
+/// The first eight bytes, as a number of the same order.
+fn head<const N: usize>(bytes: &[u8; N]) -> u64 {
+    bytes.first_chunk().map_or(0, |head| u64::from_be_bytes(*head))
 }
 
 /// Bytes of `2 * N` lower-case hex digits; `None` for any other length, case or character.
@@ -109,6 +129,18 @@ mod tests {
         assert_eq!(EventId::from_hex(&good).map(|id| id.to_hex()), Some(good.clone()));
         for bad in [good.to_uppercase(), good[1..].to_owned(), format!("{good}0"), "zz".repeat(32), String::new()] {
             assert_eq!(EventId::from_hex(&bad), None, "{bad}");
+        }
+    }
+    /// Keys are ordered like their bytes, wherever the first difference lies.
+    #[test]
+    fn order_is_byte_order() {
+        let with = |at: usize, byte| PublicKey(std::array::from_fn(|index| if index == at { byte } else { 7 }));
+        for at in 0..32 {
+            let keys = [with(at, 0), with(at, 6), with(at, 7), with(at, 8), with(at, 0xff)];
+            for (one, other) in keys.iter().flat_map(|one| keys.iter().map(move |other| (one, other))) {
+                assert_eq!(one.cmp(other), one.0.cmp(&other.0), "{one} {other}");
+                assert_eq!(one == other, one.cmp(other) == Ordering::Equal);
+            }
         }
     }
 }

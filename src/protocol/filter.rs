@@ -140,9 +140,9 @@ impl Filter {
     /// The meaning of a filter (NIP-01); `limit` plays no part.
     pub fn matches(&self, event: &impl Fields) -> bool {
         self.matches_time(event.created_at())
+            && contains(&self.kinds, &event.kind())
             && contains(&self.ids, event.id())
             && contains(&self.authors, event.pubkey())
-            && contains(&self.kinds, &event.kind())
             && self.tags.iter().all(|condition| condition.matches(event))
     }
 

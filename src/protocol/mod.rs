@@ -10,6 +10,7 @@ pub mod item;
 pub mod kind;
 pub mod label;
 pub mod message;
+pub mod nip06;
 pub mod nip19;
 pub mod pow;
 pub mod relay_info;

@@ -37,22 +37,34 @@ pub struct Sender {
     pub keys: Arc<[PublicKey]>,
     /// The client's address, behind a trusted proxy the one that the proxy names. `None`: it does not come over a network.
     pub ip: Option<IpAddr>,
+    /// The other relay, where the event comes from one.
+    pub upstream: Option<Arc<Upstream>>,
+}
+
+/// Another relay that events come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Upstream {
+    /// Where it is.
+    pub url: String,
+    /// Whether events come as long as this relay serves (`[[mirror]]`), and not once (`sledge sync`).
+    pub is_mirror: bool,
 }
 
 impl Sender {
     /// The operator, at the command line.
     pub fn import() -> Self {
-        Sender { source: Source::Import, keys: Arc::default(), ip: None }
+        Sender { source: Source::Import, keys: Arc::default(), ip: None, upstream: None }
     }
 
-    /// Another relay.
-    pub fn mirror() -> Self {
-        Sender { source: Source::Mirror, keys: Arc::default(), ip: None }
+    /// Another relay; with `own` the operator's own, and so everything that it says is said by him.
+    pub fn relay(upstream: Upstream, own: bool) -> Self {
+        let source = if own { Source::Operator } else { Source::Mirror };
+        Sender { source, keys: Arc::default(), ip: None, upstream: Some(Arc::new(upstream)) }
     }
 
     /// A client at this address that has proven these keys.
     pub fn client(ip: IpAddr, keys: Arc<[PublicKey]>) -> Self {
-        Sender { source: Source::Client, keys, ip: Some(ip) }
+        Sender { source: Source::Client, keys, ip: Some(ip), upstream: None }
     }
 }
 
@@ -376,7 +388,8 @@ mod tests {
     #[test]
     fn t38_what_a_mirror_brings() {
         let author = Author::new(1);
-        let mirror = |event| ingest().check(event, &Sender::mirror(), NOW).map(drop).map_err(|error| error.to_string());
+        let sender = Sender::relay(Upstream { url: "wss://relay.example.com/".to_owned(), is_mirror: true }, false);
+        let mirror = |event| ingest().check(event, &sender, NOW).map(drop).map_err(|error| error.to_string());
         let none: &[Vec<&str>] = &[];
         assert_eq!(mirror(author.event(1, 0, none, "")), Ok(()));
         assert!(mirror(author.event(1, NOW + 901, none, "")).unwrap_err().starts_with("invalid: created_at is 901 s"));

@@ -211,7 +211,7 @@ impl Relay {
     /// Requests to the relay itself hold an invitation, and are judged by the relay; the operator is asked for only where the
     /// settings say so.
     fn asks_plugin(&self, submission: &Submission) -> bool {
-        let by_operator = submission.sender.source != Source::Client;
+        let by_operator = !matches!(submission.sender.source, Source::Client | Source::Mirror);
         !policy::members::is_request(submission.event.kind) && (!by_operator || self.asks_for_operator)
     }
 

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::task::spawn_blocking;
 
 use super::Relay;
-use super::ingest::{Rejection, Sender, Source};
+use super::ingest::{Rejection, Sender, Source, Upstream};
 use super::outbox::{Outbox, Outgoing, Taken};
 use super::writer::Submission;
 use crate::protocol::item::{Item, Sum};
@@ -46,6 +46,10 @@ pub struct Moved {
     pub unwanted: u64,
     /// Messages of reconciliation that were sent.
     pub rounds: u64,
+    /// Bytes sent on the wire.
+    pub bytes_up: u64,
+    /// Bytes that came on the wire.
+    pub bytes_down: u64,
 }
 
 impl Moved {
@@ -96,13 +100,12 @@ pub struct Side {
 
 impl Side {
     /// The side of a stream that carries what anybody may see and publish, or with `private` everything: then both relays
-    /// are the same person's.
-    pub fn new(relay: Arc<Relay>, private: bool) -> Side {
+    /// are the same person's. Events that come are of `upstream`.
+    pub fn new(relay: Arc<Relay>, private: bool, upstream: Upstream) -> Side {
         let anybody = || Visibility::of(relay.gate().private().clone(), Arc::default());
         let visible = if private { Visibility::everything() } else { anybody() };
-        let sender = if private { Sender { source: Source::Operator, ..Sender::mirror() } } else { Sender::mirror() };
         let outbox = relay.connect();
-        Side { relay, outbox, visible, sender }
+        Side { relay, outbox, visible, sender: Sender::relay(upstream, private) }
     }
 
     /// Seconds since 1970.

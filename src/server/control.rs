@@ -67,7 +67,7 @@ pub enum Request {
         /// Each the JSON of a filter.
         filters: Vec<String>,
     },
-    /// Pass the listening socket on ([`Answer::Listener`]), then stop.
+    /// Pass the listening sockets on ([`Answer::Listener`]), then stop.
     HandOver,
     /// The secret by which a WebSocket connection is the operator's: as the `Authorization` header, see [`crate::auth::pass`].
     Pass,
@@ -121,7 +121,7 @@ pub enum Answer {
     Result(Value),
     /// Plans and costs, in the order of the filters.
     Explained(Vec<Measured>),
-    /// The listening socket comes beside this line; see [`super::handover`].
+    /// The listening sockets come beside this line, the encrypted one behind the other; see [`super::handover`].
     Listener,
     /// The secret in text.
     Pass(String),
@@ -263,7 +263,7 @@ async fn serve(socket: UnixStream, shared: Arc<Shared>) -> io::Result<()> {
         Request::HandOver => {
             let line = line_of(&Answer::Listener)?;
             let socket = write.as_ref();
-            let send = || handover::send(socket, &line, &shared.listener);
+            let send = || handover::send(socket, &line, &shared.passed_on);
             timeout(PEER_TIME_MAX, socket.async_io(Interest::WRITABLE, send)).await??;
             shared.handed_over.send_replace(true);
             Ok(())

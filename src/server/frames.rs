@@ -64,7 +64,9 @@ impl Frames {
             (Some(_), Some(stored)) if event.json.len() >= COMPRESS_BYTES_MIN => {
                 let pack = |json: &[u8]| deflate::deflate(&[json, b"]"], None, |packed| Box::from(packed));
                 let packed = event.packed(pack);
-                self.header(COMPRESSED | TEXT, stored.len() + prefix.len() + packed.len());
+                let len = stored.len() + prefix.len() + packed.len();
+                self.reserve(len, 1);
+                self.header(COMPRESSED | TEXT, len);
                 for part in [&stored, prefix.as_bytes(), packed] {
                     self.bytes.extend_from_slice(part);
                 }
@@ -79,6 +81,7 @@ impl Frames {
     fn message(&mut self, parts: &[&[u8]]) {
         let len = parts.iter().map(|part| part.len()).sum();
         let Some(Agreed { takeover }) = self.deflate.filter(|_| len >= COMPRESS_BYTES_MIN) else {
+            self.reserve(len, 1);
             self.header(TEXT, len);
             return parts.iter().for_each(|part| self.bytes.extend_from_slice(part));
         };

@@ -1,4 +1,4 @@
-//! The listening socket on its way from one process to the next, so that a new version of the relay takes over without
+//! The listening sockets on their way from one process to the next, so that a new version of the relay takes over without
 //! refusing a connection: whoever connects meanwhile waits in the system's queue until the new process accepts.
 
 use std::io::{self, IoSlice, IoSliceMut};
@@ -12,37 +12,43 @@ use rustix::net::{
     recvmsg, sendmsg,
 };
 
-/// Bytes of the line that comes with the socket.
+/// Bytes of the line that comes with the sockets.
 const LINE_BYTES_MAX: usize = 4 * 1024;
 
-/// Sends `line` and a copy of `listener` beside it. Never waits: `WouldBlock` where the socket has no room.
+/// The plain one and the encrypted one.
+const SOCKETS_MAX: usize = 2;
+
+/// Sends `line` and copies of up to [`SOCKETS_MAX`] `listeners` beside it. Never waits: `WouldBlock` where the socket has no
+/// room.
 ///
 /// # Errors
 /// What the system says.
-pub fn send(socket: impl AsFd, line: &[u8], listener: &TcpListener) -> io::Result<()> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+pub fn send(socket: impl AsFd, line: &[u8], listeners: &[TcpListener]) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SOCKETS_MAX))];
     let mut beside = SendAncillaryBuffer::new(&mut space);
-    let sockets = [listener.as_fd()];
+    let sockets: Vec<_> = listeners.iter().take(SOCKETS_MAX).map(AsFd::as_fd).collect();
     beside.push(SendAncillaryMessage::ScmRights(&sockets));
     let sent = sendmsg(socket, &[IoSlice::new(line)], &mut beside, SendFlags::NOSIGNAL)?;
     if sent == line.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
 }
 
-/// Reads what [`send`] sent: the line, and the socket if there was one.
+/// Reads what [`send`] sent: the line, and the sockets in their order.
 ///
 /// # Errors
 /// What the system says, such as a read time-out.
-pub fn receive(socket: &UnixStream) -> io::Result<(Vec<u8>, Option<TcpListener>)> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+pub fn receive(socket: &UnixStream) -> io::Result<(Vec<u8>, Vec<TcpListener>)> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SOCKETS_MAX))];
     let mut beside = RecvAncillaryBuffer::new(&mut space);
     let mut line = vec![0; LINE_BYTES_MAX];
     let received = recvmsg(socket, &mut [IoSliceMut::new(&mut line)], &mut beside, RecvFlags::CMSG_CLOEXEC)?;
     line.truncate(received.bytes);
-    let listener = beside.drain().find_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(mut sockets) => sockets.next().map(TcpListener::from),
-        _ => None,
-    });
-    Ok((line, listener))
+    let mut listeners = Vec::new();
+    for message in beside.drain() {
+        if let RecvAncillaryMessage::ScmRights(sockets) = message {
+            listeners.extend(sockets.map(TcpListener::from));
+        }
+    }
+    Ok((line, listeners))
 }
 
 #[cfg(test)]
@@ -53,20 +59,26 @@ mod tests {
 
     use super::*;
 
-    /// The copy accepts who connected before it arrived, also when the original is closed.
+    /// The copies accept who connected before they arrived, also when the originals are closed.
     #[test]
-    fn a_listener_survives_its_first_owner() {
-        let (old, new) = UnixStream::pair().unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let addr = listener.local_addr().unwrap();
-        let mut newcomer = std::net::TcpStream::connect(addr).unwrap();
-        send(&old, b"\"listener\"\n", &listener).unwrap();
-        drop(listener);
-        let (line, passed) = receive(&new).unwrap();
-        assert_eq!(line, b"\"listener\"\n");
-        let (mut accepted, _) = passed.unwrap().accept().unwrap();
-        newcomer.write_all(b"x").unwrap();
-        accepted.read_exact(&mut [0]).unwrap();
+    fn listeners_survive_their_first_owner() {
+        for count in 1..=SOCKETS_MAX {
+            let (old, new) = UnixStream::pair().unwrap();
+            let listeners: Vec<_> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+            let addrs: Vec<_> = listeners.iter().map(|listener| listener.local_addr().unwrap()).collect();
+            let newcomers: Vec<_> = addrs.iter().map(|addr| std::net::TcpStream::connect(addr).unwrap()).collect();
+            send(&old, b"\"listener\"\n", &listeners).unwrap();
+            drop(listeners);
+            let (line, passed) = receive(&new).unwrap();
+            assert_eq!(line, b"\"listener\"\n");
+            let passed_addrs: Vec<_> = passed.iter().map(|listener| listener.local_addr().unwrap()).collect();
+            assert_eq!(passed_addrs, addrs);
+            for (listener, mut newcomer) in passed.iter().zip(newcomers) {
+                let (mut accepted, _) = listener.accept().unwrap();
+                newcomer.write_all(b"x").unwrap();
+                accepted.read_exact(&mut [0]).unwrap();
+            }
+        }
     }
 
     /// A line alone, or nothing at all, brings no socket.
@@ -74,8 +86,8 @@ mod tests {
     fn a_line_may_come_alone() {
         let (mut old, new) = UnixStream::pair().unwrap();
         old.write_all(b"x\n").unwrap();
-        assert!(matches!(receive(&new), Ok((line, None)) if line == b"x\n"));
+        assert!(matches!(receive(&new), Ok((line, none)) if line == b"x\n" && none.is_empty()));
         drop(old);
-        assert!(matches!(receive(&new), Ok((line, None)) if line.is_empty()));
+        assert!(matches!(receive(&new), Ok((line, none)) if line.is_empty() && none.is_empty()));
     }
 }

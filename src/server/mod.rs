@@ -76,9 +76,9 @@ struct Shared {
     clients: Arc<Clients>,
     /// The data directory, where there is one.
     dir: OnceLock<PathBuf>,
-    /// To be passed to the process that takes over.
-    listener: std::net::TcpListener,
-    /// Whether it was.
+    /// Copies of the listening sockets, to be passed to the process that takes over.
+    passed_on: Vec<std::net::TcpListener>,
+    /// Whether they were.
     handed_over: watch::Sender<bool>,
     /// What speaks TLS on the second port, if there is one.
     tls: Option<Arc<Tls>>,
@@ -91,26 +91,26 @@ impl Server {
     /// # Errors
     /// When the address cannot be listened on, the store takes no writes, or the system gives no threads.
     pub async fn start(config: Arc<Config>, store: Arc<dyn Store>, clock: Clock) -> io::Result<Server> {
-        let listener = TcpListener::bind(config.listen).await?.into_std()?;
-        Server::start_on(listener, config, store, clock)
+        let plain = TcpListener::bind(config.listen).await?.into_std()?;
+        Server::start_on(Sockets { plain, encrypted: None }, config, store, clock)
     }
 
-    /// As [`Server::start`], on a socket that listens already: from a service manager, or from the relay before this.
+    /// As [`Server::start`], on sockets that listen already: from a service manager, or from the relay before this.
     ///
     /// # Errors
     /// As [`Server::start`].
-    pub fn start_on(
-        listener: std::net::TcpListener,
-        config: Arc<Config>,
-        store: Arc<dyn Store>,
-        clock: Clock,
-    ) -> io::Result<Server> {
-        listener.set_nonblocking(true)?;
-        let addr = listener.local_addr()?;
-        let passed_on = listener.try_clone()?;
-        let mut listeners = vec![Listener { socket: TcpListener::from_std(listener)?, tls: None }];
-        listeners.extend(encrypted(&config.tls).map_err(|error| io::Error::other(format!("[tls]: {error}")))?);
-        let tls = listeners.iter().find_map(|listener| listener.tls.clone());
+    pub fn start_on(sockets: Sockets, config: Arc<Config>, store: Arc<dyn Store>, clock: Clock) -> io::Result<Server> {
+        let addr = sockets.plain.local_addr()?;
+        let encrypted = encrypted(&config.tls, sockets.encrypted);
+        let encrypted = encrypted.map_err(|error| io::Error::other(format!("[tls]: {error}")))?;
+        let tls = encrypted.as_ref().map(|(_, tls)| tls.clone());
+        let ports = std::iter::once((sockets.plain, None)).chain(encrypted.map(|(socket, tls)| (socket, Some(tls))));
+        let (mut listeners, mut passed_on) = (Vec::new(), Vec::new());
+        for (socket, tls) in ports {
+            socket.set_nonblocking(true)?;
+            passed_on.push(socket.try_clone()?);
+            listeners.push(Listener { socket: TcpListener::from_std(socket)?, tls });
+        }
         let relay = Arc::new(Relay::start(config, store, clock).map_err(io::Error::other)?);
         let (clients, open) = (Arc::new(Clients::new(Instant::now())), Arc::<Open>::default());
         let shared = Arc::new(Shared {
@@ -118,7 +118,7 @@ impl Server {
             http: Http::new(relay.clone(), clients.clone(), open.clone()),
             relay,
             dir: OnceLock::new(),
-            listener: passed_on,
+            passed_on,
             handed_over: watch::Sender::new(false),
             clients,
             tls,
@@ -193,7 +193,7 @@ impl Server {
         self.shared.tls.as_ref().map_or(Ok(false), |tls| tls.reload())
     }
 
-    /// Returns once another process has taken the listening socket over: this one is to stop.
+    /// Returns once another process has taken the listening sockets over: this one is to stop.
     pub async fn handed_over(&self) {
         let mut handed_over = self.shared.handed_over.subscribe();
         if handed_over.wait_for(|done| *done).await.is_err() {
@@ -234,22 +234,41 @@ impl Server {
     }
 }
 
+/// Sockets that listen already.
+#[derive(Debug)]
+pub struct Sockets {
+    /// For WebSocket and HTTP.
+    pub plain: std::net::TcpListener,
+    /// For the same inside TLS; used where the settings ask for its address.
+    pub encrypted: Option<std::net::TcpListener>,
+}
+
 /// A port that is listened on.
 struct Listener {
     socket: TcpListener,
     tls: Option<Arc<Tls>>,
 }
 
-/// The encrypted port of the settings.
-fn encrypted(settings: &config::Tls) -> io::Result<Option<Listener>> {
+/// The encrypted port of the settings: on the socket of the relay before this one, where that has the same address.
+fn encrypted(
+    settings: &config::Tls,
+    taken: Option<std::net::TcpListener>,
+) -> io::Result<Option<(std::net::TcpListener, Arc<Tls>)>> {
     let Some(addr) = settings.addr().map_err(io::Error::other)? else {
         return Ok(None);
     };
     let tls = Tls::new(settings).map_err(io::Error::other)?;
-    let socket = std::net::TcpListener::bind(addr)?;
-    socket.set_nonblocking(true)?;
+    let socket = match taken.filter(|taken| listens_on(taken, addr)) {
+        Some(taken) => taken,
+        None => std::net::TcpListener::bind(addr)?,
+    };
     tracing::info!(addr = %socket.local_addr()?, "TLS is spoken");
-    Ok(Some(Listener { socket: TcpListener::from_std(socket)?, tls: Some(Arc::new(tls)) }))
+    Ok(Some((socket, Arc::new(tls))))
+}
+
+/// Whether a socket is the one that the settings ask for; any is, where they leave the port open.
+pub fn listens_on(socket: &std::net::TcpListener, wanted: SocketAddr) -> bool {
+    wanted.port() == 0 || socket.local_addr().is_ok_and(|addr| addr == wanted)
 }
 
 /// The next connection on any of the ports, and what speaks TLS with it.

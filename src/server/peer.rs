@@ -127,7 +127,7 @@ impl Peer {
     /// What is known of the client as a sender of events, given its address.
     pub fn sender(&self, ip: IpAddr) -> Sender {
         let source = if self.session.is_operator() { Source::Operator } else { Source::Client };
-        Sender { source, keys: self.session.keys().clone(), ip: Some(ip) }
+        Sender { source, ..Sender::client(ip, self.session.keys().clone()) }
     }
 
     /// What the client may see.

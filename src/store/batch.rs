@@ -452,8 +452,8 @@ struct Vanishing<'r> {
 impl<'r> Vanishing<'r> {
     fn of(request: &'r Event) -> Self {
         let inbox = Prefix::tag(crate::protocol::TagLetter::P, &request.pubkey.to_hex());
-        let [own, inbox] =
-            [Prefix::author(&request.pubkey), inbox].map(|prefix| Merge::new(vec![prefix], 0, request.created_at));
+        let [own, inbox] = [Prefix::author(&request.pubkey), inbox]
+            .map(|prefix| Merge::new(vec![prefix], 0, request.created_at, usize::MAX));
         Vanishing { request, own, inbox }
     }
 

@@ -37,6 +37,8 @@ pub struct Options {
     pub run_entries_max: usize,
     /// Bytes of index pages in memory.
     pub cache_bytes: u64,
+    /// Bytes of records that were read of late, kept in memory.
+    pub hot_bytes: usize,
     /// How long opening the index may take before it is taken for damaged and rebuilt.
     pub index_open_timeout: Duration,
     /// Whether compaction compresses what it keeps.
@@ -53,6 +55,7 @@ impl Default for Options {
             engine: Engine::default(),
             run_entries_max: 600_000,
             cache_bytes: 64 << 20,
+            hot_bytes: 16 << 20,
             index_open_timeout: Duration::from_secs(30),
             compress: true,
             retention: Rules::default(),

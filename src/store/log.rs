@@ -22,6 +22,7 @@ use crate::protocol::EventId;
 
 use super::StoreError;
 use super::fault;
+use super::hot::Hot;
 use super::pack::Unpacker;
 use super::record::{self, ALIGN, FRAME_LEN, NotARecord, PAYLOAD_BYTES_MAX, Record};
 
@@ -46,6 +47,7 @@ pub struct Log {
     end: AtomicU64,
     poison: Mutex<Option<String>>,
     unpacker: Option<Unpacker>,
+    hot: Hot,
 }
 
 /// A record to overwrite.
@@ -99,7 +101,8 @@ impl Log {
         file.sync_all().map_err(io_at("sync", path))?;
         let end = AtomicU64::new(head.len() as u64);
         let unpacker = dictionary.map(Unpacker::new).transpose()?;
-        Ok(Log { file, path: path.to_owned(), id, end, poison: Mutex::new(None), unpacker })
+        let (poison, hot) = (Mutex::new(None), Hot::default());
+        Ok(Log { file, path: path.to_owned(), id, end, poison, unpacker, hot })
     }
 
     /// Opens a log. Its end is taken to be the file's until [`Log::cut`] says otherwise.
@@ -139,7 +142,8 @@ impl Log {
         let id = header[16..].try_into().expect("the header ends with 16 bytes of id");
         let end = file.metadata().map_err(io_at("look at", path))?.len();
         let end = AtomicU64::new(end);
-        let log = Log { file, path: path.to_owned(), id, end, poison: Mutex::new(None), unpacker: None };
+        let (poison, hot) = (Mutex::new(None), Hot::default());
+        let log = Log { file, path: path.to_owned(), id, end, poison, unpacker: None, hot };
         let mut reader = log.reader(HEADER_LEN);
         let mut first = reader.next()?;
         if let Some(Step::Damaged { .. }) = first {
@@ -150,6 +154,17 @@ impl Log {
             _ => None,
         };
         Ok(Log { unpacker, ..log })
+    }
+
+    /// The same log with room for records in memory.
+    #[must_use]
+    pub fn with_hot_bytes(self, bytes_max: usize) -> Self {
+        Log { hot: Hot::new(bytes_max), ..self }
+    }
+
+    /// Records in memory; readers that do not come back to what they read leave it alone.
+    pub fn hot(&self) -> &Hot {
+        &self.hot
     }
 
     /// The dictionary of its packed records.
@@ -268,6 +283,7 @@ impl Log {
             let written = self.write_or_die_half_way("erase.half_written", &bytes, *offset);
             written.map_err(|error| self.poison(&error))?;
         }
+        self.hot.forget(records.iter().map(|erasure| erasure.offset));
         fault::point("erase.written");
         self.sync()
     }

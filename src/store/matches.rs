@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::protocol::event::Fields;
 use crate::protocol::slot::{self, Slot};
 use crate::protocol::supersede::is_expired;
 use crate::protocol::{EventId, Filter, PublicKey, Visibility};
@@ -16,7 +15,7 @@ use super::embedded::Files;
 use super::estimate::{Estimate, estimate};
 use super::merge::{Candidate, Merge};
 use super::plan::{Plan, plan, rivals};
-use super::record::{Record, StoredEvent};
+use super::record::{self, Record, StoredEvent};
 use super::scan::{Match, Source, UnionScan};
 use super::schema::{Place, Prefix};
 use super::{Position, Query, StoreError, Wanted};
@@ -98,7 +97,7 @@ impl EmbeddedMatches {
                 let cheapest = files.estimates(&wanted.filter, wanted.limit).into_iter().next();
                 let stretches = cheapest.map_or(stretches, |cheapest| cheapest.stretches);
                 let prefixes = stretches.into_iter().map(Prefix::of).collect();
-                EmbeddedMatches::Ranges(Merge::new(prefixes, since, until))
+                EmbeddedMatches::Ranges(Merge::new(prefixes, since, until, wanted.limit))
             }
         }
     }
@@ -160,16 +159,9 @@ impl LookUp {
                 return Ok(Some(std::mem::take(&mut self.found).into_iter().map(|(_, place)| place).collect()));
             };
             let Some(place) = files.place_of(&id)? else { continue };
-            let created_at = match files.log.read_packed(place.offset, place.read_len(), buffer) {
-                Ok((Record::Put(event), _)) => event.created_at,
-                Ok((Record::Packed(packed), _)) => packed.header.created_at,
-                Ok(_) => continue, // erased since it was looked up
-                Err(error) => {
-                    tell_unreadable(&error);
-                    continue;
-                }
-            };
-            self.found.push(((std::cmp::Reverse(created_at), id), place));
+            if let Some(created_at) = files.created_at(place, buffer) {
+                self.found.push(((std::cmp::Reverse(created_at), id), place));
+            }
         }
         Ok(None)
     }
@@ -202,7 +194,7 @@ impl Files {
     /// The versions of an author's settings that another one names. None where the index cannot be read, which the query
     /// finds out by itself.
     pub(super) fn former_versions(&self, author: &PublicKey) -> HashSet<EventId> {
-        let mut merge = Merge::new(vec![Prefix::author_kind(author, slot::KIND)], 0, u64::MAX);
+        let mut merge = Merge::new(vec![Prefix::author_kind(author, slot::KIND)], 0, u64::MAX, 0);
         let (mut versions, mut buffer) = (Vec::new(), Vec::new());
         while let Ok(Some(candidate)) = merge.next(&self.index) {
             let place = candidate.place;
@@ -215,11 +207,36 @@ impl Files {
         Slot::new(versions).former()
     }
 
+    /// When the event at this place was made. None where it was erased since it was looked up, or cannot be read.
+    fn created_at(&self, place: Place, buffer: &mut Vec<u8>) -> Option<u64> {
+        if let Ok(record) = self.log.hot().get(place.offset) {
+            return Some(event_in(&record)?.created_at);
+        }
+        match self.log.read_packed(place.offset, place.read_len(), buffer) {
+            Ok((Record::Put(event), _)) => Some(event.created_at),
+            Ok((Record::Packed(packed), _)) => Some(packed.header.created_at),
+            Ok(_) => None,
+            Err(error) => {
+                tell_unreadable(&error);
+                None
+            }
+        }
+    }
+
     /// Reads a record and gives it back if it is a visible event that matches. What cannot be read is logged.
     fn read_match(&self, place: Place, filter: &Filter, view: &View, buffer: &mut Vec<u8>) -> Option<Match> {
         if place.offset >= view.before {
             return None;
         }
+        let miss = match self.log.hot().get(place.offset) {
+            Ok(record) => {
+                let event = event_in(&record)?;
+                let (created_at, id) = self.answers(&event, filter, view)?;
+                let json = if view.with_json { record.slice_ref(&event.json) } else { Bytes::new() };
+                return Some(Match { created_at, id, json });
+            }
+            Err(miss) => miss,
+        };
         let event = match self.log.read(place.offset, place.read_len(), buffer) {
             Ok((Record::Put(event), _)) => event,
             Ok(_) => return None, // erased or taken out after the index was read
@@ -228,20 +245,35 @@ impl Files {
                 return None;
             }
         };
-        if is_expired(event.expiration, view.now) || !filter.matches(&event) {
+        let (created_at, id) = self.answers(&event, filter, view)?;
+        if !view.with_json {
+            return Some(Match { created_at, id, json: Bytes::new() });
+        }
+        let json_len = event.json.len();
+        let record = match event.json {
+            Cow::Borrowed(_) => Bytes::copy_from_slice(&buffer[..record::checked_len(buffer)]),
+            Cow::Owned(_) => record::plain(&event).into(),
+        };
+        self.log.hot().keep(place.offset, miss, &record);
+        Some(Match { created_at, id, json: record.slice(record.len() - json_len..) })
+    }
+
+    /// When and under which id the event was made, if it is an answer: it matches, and may be seen.
+    fn answers(&self, event: &StoredEvent<'_>, filter: &Filter, view: &View) -> Option<(u64, EventId)> {
+        if is_expired(event.expiration, view.now) || !filter.matches(event) {
             return None;
         }
         let asked_by = view.asked_by.as_ref().unwrap_or(filter);
-        if !view.visible.answers(asked_by, &event, || view.is_former(self, &event)) {
-            return None;
-        }
-        let (created_at, id) = (event.created_at(), event.id);
-        let json = match event.json {
-            _ if !view.with_json => Bytes::new(),
-            Cow::Borrowed(json) => Bytes::copy_from_slice(json),
-            Cow::Owned(json) => Bytes::from(json),
-        };
-        Some(Match { created_at, id, json })
+        let answers = view.visible.answers(asked_by, event, || view.is_former(self, event));
+        answers.then_some((event.created_at, event.id))
+    }
+}
+
+/// The event in a record that was kept in memory.
+fn event_in(record: &[u8]) -> Option<StoredEvent<'_>> {
+    match record::parse(record)? {
+        Record::Put(event) => Some(event),
+        _ => None,
     }
 }
 

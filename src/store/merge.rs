@@ -12,8 +12,10 @@ use crate::protocol::Kind;
 use super::index::{IndexError, Key, Value};
 use super::schema::{Place, Prefix, Suffix, place_and_kind};
 
-/// Entries that a stretch is asked for at first; each further helping is four times as large.
+/// Entries that each of many stretches is asked for at first; each further helping is four times as large.
 const FIRST_HELPING: usize = 16;
+/// Entries for which there is room before any was found.
+const FIRST_ROOM: usize = 128;
 /// Entries that a stretch is asked for at most.
 const LARGEST_HELPING: usize = 1024;
 
@@ -60,13 +62,16 @@ struct Cursor {
 }
 
 impl Merge {
-    /// Merges the entries of `prefixes` with `since <= created_at <= until`.
-    pub fn new(prefixes: Vec<Prefix>, since: u64, until: u64) -> Self {
+    /// Merges the entries of `prefixes` with `since <= created_at <= until`, of which about the first `wanted` are of
+    /// interest: asking twice costs more than a few entries too many.
+    pub fn new(prefixes: Vec<Prefix>, since: u64, until: u64, wanted: usize) -> Self {
+        let share = wanted.saturating_add(1).div_ceil(prefixes.len().max(1));
+        let helping = share.clamp(FIRST_HELPING, LARGEST_HELPING);
         let cursors = prefixes.into_iter().map(|prefix| Cursor {
             from: Some(prefix.start(until)),
             to: prefix.end(since),
             prefix,
-            helping: FIRST_HELPING,
+            helping,
             entries: Vec::new().into_iter(),
             head: None,
         });
@@ -137,7 +142,7 @@ impl Cursor {
             return Ok(Some(entry));
         }
         let Some(from) = self.from else { return Ok(None) };
-        let mut found = Vec::with_capacity(self.helping);
+        let mut found = Vec::with_capacity(self.helping.min(FIRST_ROOM));
         source.scan(&from, &self.to, self.helping, &mut found)?;
         let full = found.len() >= self.helping;
         self.from = found.last().filter(|_| full).and_then(|(key, _)| key.successor());
@@ -169,7 +174,7 @@ mod tests {
     #[test]
     fn stretches_are_opened_in_portions() {
         let (source, prefixes) = (Counting(Cell::new(0)), (0..1_000).map(|kind| Prefix::kind(Kind(kind))));
-        let mut merge = Merge::new(prefixes.collect(), 0, u64::MAX);
+        let mut merge = Merge::new(prefixes.collect(), 0, u64::MAX, 500);
         for opened in 1..=250 {
             assert_eq!(merge.open(4, &source).expect("it can be read"), opened == 250);
             assert_eq!(source.0.get(), opened * 4);

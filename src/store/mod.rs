@@ -12,6 +12,7 @@ pub mod estimate;
 pub mod explain;
 pub mod fault;
 mod files;
+pub mod hot;
 pub mod index;
 pub mod log;
 mod matches;

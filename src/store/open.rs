@@ -96,6 +96,7 @@ pub(super) fn open(dir: &DataDir, options: &Options) -> Result<Opened, StoreErro
     if !counts_right {
         state.events = count_again(&index, &log, &state)?;
     }
+    let log = log.with_hot_bytes(options.hot_bytes);
     Ok(Opened { files: Files::new(generation, log, index, bloom), state, report })
 }
 
@@ -110,7 +111,7 @@ pub(super) fn new_generation(
     let log = Log::create(&generation.log(), secp256k1::rand::random(), dictionary)?;
     let bloom = Arc::new(Bloom::with_capacity(events));
     let index = buffered(open_engine(&generation, options)?, &generation, &log, &bloom, options)?;
-    Ok(Files::new(generation, log, index, bloom))
+    Ok(Files::new(generation, log.with_hot_bytes(options.hot_bytes), index, bloom))
 }
 
 /// Calls `each` for every key in a range.

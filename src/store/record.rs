@@ -236,6 +236,14 @@ pub fn push_plain(out: &mut Vec<u8>, event: &StoredEvent<'_>) {
     push_stored(out, event, &event.json, PUT);
 }
 
+/// A stored event's record with its JSON, and without padding.
+pub fn plain(event: &StoredEvent<'_>) -> Vec<u8> {
+    let mut record = Vec::with_capacity(FRAME_LEN + PUT_HEADER_LEN + event.tags.len() + event.json.len() + ALIGN);
+    push_plain(&mut record, event);
+    record.truncate(checked_len(&record));
+    record
+}
+
 fn push_stored(out: &mut Vec<u8>, event: &StoredEvent<'_>, body: &[u8], kind: u8) {
     let start = begin(out);
     out.extend_from_slice(&event.id.0);
@@ -413,10 +421,12 @@ impl StoredEvent<'_> {
 
     /// Indexed tags in order: letter, value.
     pub fn indexed_tags(&self) -> impl Iterator<Item = (TagLetter, Cow<'_, str>)> {
-        self.tag_spans().filter_map(|span| {
-            let raw = self.json.get(span.start as usize..)?.get(..span.len as usize)?;
-            Some((span.letter, unescape(raw, span.escaped)?))
-        })
+        self.tag_spans().filter_map(|span| Some((span.letter, self.tag_value(span)?)))
+    }
+
+    fn tag_value(&self, span: TagSpan) -> Option<Cow<'_, str>> {
+        let raw = self.json.get(span.start as usize..)?.get(..span.len as usize)?;
+        unescape(raw, span.escaped)
     }
 
     fn tag_spans(&self) -> impl Iterator<Item = TagSpan> {
@@ -452,7 +462,13 @@ impl Fields for StoredEvent<'_> {
     }
 
     fn has_tag(&self, letter: TagLetter, wanted: &mut dyn FnMut(&str) -> bool) -> bool {
-        self.indexed_tags().any(|(name, value)| name == letter && wanted(&value))
+        // Every event that is read is asked for its labels, and some have thousands of other tags: where the letter's byte
+        // is nowhere in the section, no tag has it, and where it is, only the values in question are looked at.
+        if memchr::memchr2(letter.as_byte(), letter.as_byte() | ESCAPED, self.tags).is_none() {
+            return false;
+        }
+        let spans = self.tag_spans().filter(|span| span.letter == letter);
+        spans.filter_map(|span| self.tag_value(span)).any(|value| wanted(&value))
     }
 }
 

@@ -106,21 +106,48 @@ impl Chats {
     /// Takes a deletion request. Whether it says anything new.
     pub fn take_deletion(&mut self, request: &Event) -> bool {
         let news = self.deletions.take(request);
-        if news {
-            self.obey();
+        if news.is_empty() {
+            return false;
         }
-        news
+        let gone = self.messages.obey(&self.deletions, &news);
+        self.forget_messages(&gone);
+        self.newest.obey(&self.deletions, &news);
+        if news.vanished {
+            self.forget_all_deleted_fields();
+        }
+        for address in news.addresses.iter().filter(|address| address.kind == CHAT) {
+            if let Some(chat) = ChatKey::of_head(address) {
+                self.forget_deleted_fields(&chat, address);
+            }
+        }
+        true
     }
 
-    fn obey(&mut self) {
-        self.messages.obey(&self.deletions);
-        self.newest.obey(&self.deletions);
-        let chats: Vec<ChatKey> = self.heads.keys().cloned().collect();
-        chats.iter().for_each(|chat| self.forget_deleted_fields(chat, &chat.head_address()));
+    /// Everything, after a merge.
+    fn obey_all(&mut self) {
+        let gone = self.messages.obey_all(&self.deletions);
+        self.forget_messages(&gone);
+        self.newest.obey_all(&self.deletions);
+        self.forget_all_deleted_fields();
         self.by_chat.retain(|_, addresses| {
             addresses.retain(|address| self.messages.get(address).is_some());
             !addresses.is_empty()
         });
+    }
+
+    fn forget_messages(&mut self, gone: &[(Address, Message)]) {
+        for (address, message) in gone {
+            let Some(addresses) = self.by_chat.get_mut(&message.chat) else { continue };
+            addresses.remove(address);
+            if addresses.is_empty() {
+                self.by_chat.remove(&message.chat);
+            }
+        }
+    }
+
+    fn forget_all_deleted_fields(&mut self) {
+        let chats: Vec<ChatKey> = self.heads.keys().cloned().collect();
+        chats.iter().for_each(|chat| self.forget_deleted_fields(chat, &chat.head_address()));
     }
 
     /// A deleted head takes with it every field written until then, also those that a later version still carries:
@@ -146,7 +173,7 @@ impl Chats {
         for (chat, addresses) in other.by_chat {
             self.by_chat.entry(chat).or_default().extend(addresses);
         }
-        self.obey();
+        self.obey_all();
     }
 
     /// What a head amounts to; none if there is no such chat or it was deleted.

@@ -11,7 +11,7 @@ use super::fields::Fields;
 use super::shape::{Schema, Unsigned, tag};
 use super::training::TrainingOp;
 use crate::protocol::supersede::Address;
-use crate::protocol::{EventId, Kind};
+use crate::protocol::{EventId, Kind, PublicKey};
 
 /// A dated command, as it waits in the outbox.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -98,6 +98,9 @@ pub struct Deletion {
     pub ids: Vec<EventId>,
     /// The `created_at` of the newest version that the writer had seen: the request is not dated before it.
     pub not_before: u64,
+    /// Who could read what is deleted, besides the author: named in `p` tags, since only those may read the request.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub readers: Vec<PublicKey>,
 }
 
 impl Deletion {
@@ -111,6 +114,7 @@ impl Deletion {
         let schema = if self.training { Schema::Training } else { Schema::ChatMessage };
         let mut tags: Vec<Vec<String>> = self.addresses.iter().map(|address| tag(["a", address])).collect();
         tags.extend(self.ids.iter().map(|id| tag(["e", &id.to_hex()])));
+        tags.extend(self.readers.iter().map(|reader| tag(["p", &reader.to_hex()])));
         // Without our label the request would show everybody the ids of private chats.
         tags.extend(schema.tags());
         Unsigned { kind: Kind::DELETION, created_at: self.created_at(stamp), tags, content: String::new() }

@@ -4,7 +4,7 @@
 //! In: versions, and what deletion requests name. Out: the value of each address. The rules are those of
 //! [`crate::protocol::supersede`]; kept apart from it because a client merges states and does not keep the requests.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use crate::protocol::supersede::{self, Address, Target, Version};
 use crate::protocol::{Event, EventId, Kind, PublicKey};
@@ -13,13 +13,15 @@ use crate::protocol::{Event, EventId, Kind, PublicKey};
 #[derive(Clone, Debug)]
 pub struct Slots<T> {
     held: BTreeMap<Address, (Version, T)>,
+    /// The ids of those versions: most requests name none of them, and need no search then.
+    ids: HashSet<EventId>,
     /// A version that was deleted by its id: what it had replaced stays replaced.
     floors: BTreeMap<Address, Version>,
 }
 
 impl<T> Default for Slots<T> {
     fn default() -> Self {
-        Slots { held: BTreeMap::new(), floors: BTreeMap::new() }
+        Slots { held: BTreeMap::new(), ids: HashSet::new(), floors: BTreeMap::new() }
     }
 }
 
@@ -49,27 +51,51 @@ impl<T> Slots<T> {
         let alive = deletions.until(&address).is_none_or(|until| version.created_at > until);
         let wins = alive && wins(self.floors.get(&address)) && wins(self.held.get(&address).map(|(held, _)| held));
         if wins {
-            self.held.insert(address, (version, value));
+            self.ids.insert(version.id);
+            if let Some((replaced, _)) = self.held.insert(address, (version, value)) {
+                self.ids.remove(&replaced.id);
+            }
         }
         wins
     }
 
-    /// Drops what deletions cover that came later than the values. The addresses that are empty now.
-    pub fn obey(&mut self, deletions: &Deletions) -> Vec<Address> {
-        let by_id = |address: &Address, version: &Version| deletions.covers(&address.pubkey, &version.id);
-        let by_time = |address: &Address, version: &Version| {
-            deletions.until(address).is_some_and(|until| version.created_at <= until)
-        };
-        let gone =
-            self.held.iter().filter(|(address, (version, _))| by_id(address, version) || by_time(address, version));
-        let gone: Vec<(Address, Version)> = gone.map(|(address, (version, _))| (address.clone(), *version)).collect();
-        for (address, version) in &gone {
-            self.held.remove(address);
-            if by_id(address, version) {
-                self.raise_floor(address, *version);
+    /// Drops what `news`, just taken into `deletions`, covers. What it was, and where.
+    pub fn obey(&mut self, deletions: &Deletions, news: &News) -> Vec<(Address, T)> {
+        if news.vanished || news.ids.iter().any(|id| self.ids.contains(id)) {
+            return self.obey_all(deletions);
+        }
+        self.drop_covered(deletions, news.addresses.clone())
+    }
+
+    /// As [`Slots::obey`], for whatever deletions have not been obeyed yet: looks at everything.
+    pub fn obey_all(&mut self, deletions: &Deletions) -> Vec<(Address, T)> {
+        let covered = self.held.iter().filter(|(address, (version, _))| deletions.cover_version(address, version));
+        let covered = covered.map(|(address, _)| address.clone()).collect();
+        self.drop_covered(deletions, covered)
+    }
+
+    fn drop_covered(&mut self, deletions: &Deletions, addresses: Vec<Address>) -> Vec<(Address, T)> {
+        let mut dropped = Vec::new();
+        for address in addresses {
+            let Some((version, _)) = self.held.get(&address) else { continue };
+            let version = *version;
+            if !deletions.cover_version(&address, &version) {
+                continue;
+            }
+            if let Some(value) = self.take_out(&address) {
+                if deletions.covers(&address.pubkey, &version.id) {
+                    self.raise_floor(&address, version);
+                }
+                dropped.push((address, value));
             }
         }
-        gone.into_iter().map(|(address, _)| address).collect()
+        dropped
+    }
+
+    fn take_out(&mut self, address: &Address) -> Option<T> {
+        let (version, value) = self.held.remove(address)?;
+        self.ids.remove(&version.id);
+        Some(value)
     }
 
     /// Takes everything of another state, made from other events. `deletions` are those of both.
@@ -77,7 +103,7 @@ impl<T> Slots<T> {
         for (address, version) in other.floors {
             self.raise_floor(&address, version);
         }
-        self.obey(deletions);
+        self.obey_all(deletions);
         for (address, (version, value)) in other.held {
             self.put(address, version, value, deletions);
         }
@@ -89,8 +115,26 @@ impl<T> Slots<T> {
             *floor = version;
         }
         if self.held.get(address).is_some_and(|(held, _)| !held.replaces(floor)) {
-            self.held.remove(address);
+            self.take_out(address);
         }
+    }
+}
+
+/// What a request says that was not known before.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct News {
+    /// Addresses, of which older versions are deleted now.
+    pub addresses: Vec<Address>,
+    /// Events, deleted if the author of the request wrote them.
+    pub ids: Vec<EventId>,
+    /// Somebody vanished: anything of theirs may be deleted.
+    pub vanished: bool,
+}
+
+impl News {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        *self == News::default()
     }
 }
 
@@ -104,20 +148,35 @@ pub struct Deletions {
 }
 
 impl Deletions {
-    /// Takes a request. Whether it says anything new; false for other events.
-    pub fn take(&mut self, request: &Event) -> bool {
+    /// Takes a request; what it says that is new. Nothing for other events.
+    pub fn take(&mut self, request: &Event) -> News {
+        let mut news = News::default();
         match request.kind {
-            Kind::DELETION => supersede::deletion_targets(request).fold(false, |news, target| {
-                let new = match target {
-                    Target::Event(id) => self.ids.insert((request.pubkey, id)),
-                    Target::Address(address) => raise(&mut self.addresses, address, request.created_at),
-                };
-                news || new
-            }),
-            Kind::VANISH if request.tags.values("relay").any(|relay| relay == "ALL_RELAYS") => {
-                raise(&mut self.vanished, request.pubkey, request.created_at)
+            Kind::DELETION => {
+                for target in supersede::deletion_targets(request) {
+                    self.take_target(request, target, &mut news);
+                }
             }
-            _ => false,
+            Kind::VANISH if request.tags.values("relay").any(|relay| relay == "ALL_RELAYS") => {
+                news.vanished = raise(&mut self.vanished, request.pubkey, request.created_at);
+            }
+            _ => {}
+        }
+        news
+    }
+
+    fn take_target(&mut self, request: &Event, target: Target, news: &mut News) {
+        match target {
+            Target::Event(id) => {
+                if self.ids.insert((request.pubkey, id)) {
+                    news.ids.push(id);
+                }
+            }
+            Target::Address(address) => {
+                if raise(&mut self.addresses, address.clone(), request.created_at) {
+                    news.addresses.push(address);
+                }
+            }
         }
     }
 
@@ -130,6 +189,12 @@ impl Deletions {
     /// Whether the author deleted this event by its id.
     pub fn covers(&self, author: &PublicKey, id: &EventId) -> bool {
         self.ids.contains(&(*author, *id))
+    }
+
+    /// Whether a version of an address is deleted.
+    fn cover_version(&self, address: &Address, version: &Version) -> bool {
+        let by_time = || self.until(address).is_some_and(|until| version.created_at <= until);
+        self.covers(&address.pubkey, &version.id) || by_time()
     }
 
     /// Whether an event without an address is deleted.
@@ -226,8 +291,10 @@ mod tests {
                     Some(address) => {
                         _ = state.slots.put(address, Version::of(event), event.id, &state.deletions);
                     }
-                    None if state.deletions.take(event) => _ = state.slots.obey(&state.deletions),
-                    None => {}
+                    None => {
+                        let news = state.deletions.take(event);
+                        _ = state.slots.obey(&state.deletions, &news);
+                    }
                 }
             }
             state
@@ -240,6 +307,10 @@ mod tests {
         }
 
         fn ids(&self) -> Vec<EventId> {
+            assert!(
+                self.slots.iter().all(|(_, id)| self.slots.ids.contains(id))
+                    && self.slots.ids.len() == self.slots.held.len()
+            );
             let mut ids: Vec<EventId> = self.slots.iter().map(|(_, id)| *id).collect();
             ids.sort();
             ids

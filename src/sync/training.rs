@@ -3,6 +3,7 @@
 //! In: verified events of kinds 1, 1985 and 30383 with our label, and deletion requests. Out: contributions with their
 //! ratings and status. All of it is a growing set of facts and withdrawals, so the order of arrival plays no part.
 
+mod op;
 mod read;
 #[cfg(test)]
 mod tests;
@@ -12,10 +13,12 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+pub use op::TrainingOp;
+
 use super::chat::{HeadView, Message};
-use super::clock::Hlc;
+
 use super::draft::{Deletion, Draft, Op};
-use super::shape::{AGGREGATE, CONTRIBUTION, LABEL, Schema, Unsigned, tag};
+use super::shape::{AGGREGATE, CONTRIBUTION, LABEL};
 use super::slots::Deletions;
 use crate::protocol::supersede::Version;
 use crate::protocol::{Event, EventId, Kind, PublicKey};
@@ -136,101 +139,6 @@ pub struct Terms {
     pub curators: Vec<PublicKey>,
 }
 
-/// Something to say about training data.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum TrainingOp {
-    /// Give a text.
-    Contribute {
-        /// The text.
-        content: String,
-        /// What goes with it.
-        terms: Terms,
-    },
-    /// Rate a contribution.
-    Rate {
-        /// The contribution.
-        target: EventId,
-        /// Who gave it.
-        author: PublicKey,
-        /// The rating.
-        quality: Quality,
-        /// The `created_at` of the rater's earlier rating, which this one replaces.
-        after: Option<u64>,
-    },
-    /// Mark what became of a contribution; counts only by the operator's key.
-    Mark {
-        /// The contribution.
-        target: EventId,
-        /// Who gave it.
-        author: PublicKey,
-        /// What became of it.
-        status: Status,
-    },
-    /// Publish what the ratings come to.
-    Aggregate {
-        /// The contribution.
-        target: EventId,
-        /// Who gave it.
-        author: PublicKey,
-        /// The mean of the ratings.
-        rank: Quality,
-        /// How many there are.
-        ratings: u64,
-        /// The `created_at` of the aggregate before it.
-        after: Option<u64>,
-    },
-}
-
-impl TrainingOp {
-    /// The event, dated `stamp`.
-    pub fn build(&self, stamp: Hlc) -> Unsigned {
-        let later = |after: &Option<u64>| after.map_or(0, |seen| seen.saturating_add(1)).max(stamp.second());
-        let (kind, created_at, content, mut tags) = match self {
-            TrainingOp::Contribute { content, terms } => {
-                (CONTRIBUTION, stamp.second(), content.clone(), contribution_tags(content, terms))
-            }
-            TrainingOp::Rate { target, author, quality, after } => {
-                let mut tags = label_tags(quality.label(), target, author);
-                tags.push(tag(["quality", &quality.percent().to_string()]));
-                (LABEL, later(after), String::new(), tags)
-            }
-            TrainingOp::Mark { target, author, status } => {
-                (LABEL, stamp.second(), String::new(), label_tags(status.label(), target, author))
-            }
-            TrainingOp::Aggregate { target, author, rank, ratings, after } => {
-                let tags = vec![
-                    tag(["d", &target.to_hex()]),
-                    tag(["rank", &rank.percent().to_string()]),
-                    tag(["rating_cnt", &ratings.to_string()]),
-                    tag(["p", &author.to_hex()]),
-                ];
-                (AGGREGATE, later(after), String::new(), tags)
-            }
-        };
-        tags.extend(Schema::Training.tags());
-        Unsigned { kind, created_at, tags, content }
-    }
-}
-
-fn contribution_tags(content: &str, terms: &Terms) -> Vec<Vec<String>> {
-    let mut tags = vec![tag(["t", TOPIC]), tag(["license", &terms.license])];
-    tags.extend(terms.quality.map(|quality| tag(["quality", &quality.percent().to_string()])));
-    tags.push(tag(["x", &faster_hex::hex_string(&sha256(content))]));
-    tags.extend(terms.curators.iter().map(|curator| tag(["p", &curator.to_hex()])));
-    tags
-}
-
-fn label_tags(label: &str, target: &EventId, author: &PublicKey) -> Vec<Vec<String>> {
-    vec![
-        tag(["L", REPUTATION]),
-        tag(["l", label, REPUTATION]),
-        tag(["e", &target.to_hex()]),
-        tag(["p", &author.to_hex()]),
-        tag(["k", &CONTRIBUTION.to_string()]),
-    ]
-}
-
 fn sha256(text: &str) -> [u8; 32] {
     Sha256::digest(text).into()
 }
@@ -336,13 +244,30 @@ impl Training {
     /// Takes a deletion request. Whether it says anything new. What the operator marked is not undone by it.
     pub fn take_deletion(&mut self, request: &Event) -> bool {
         let news = self.deletions.take(request);
-        if news {
-            self.obey();
+        if news.vanished {
+            self.obey_all();
         }
-        news
+        for id in &news.ids {
+            self.obey(id);
+        }
+        !news.is_empty()
     }
 
-    fn obey(&mut self) {
+    /// What this id names goes, if it was deleted by its author.
+    fn obey(&mut self, id: &EventId) {
+        let deletions = &self.deletions;
+        if self.contributions.get(id).is_some_and(|given| deletions.covers(&given.author, id)) {
+            self.contributions.remove(id);
+        }
+        self.ratings.retain(|_, ratings| {
+            if ratings.get(id).is_some_and(|rating| deletions.covers(&rating.rater, id)) {
+                ratings.remove(id);
+            }
+            !ratings.is_empty()
+        });
+    }
+
+    fn obey_all(&mut self) {
         let deletions = &self.deletions;
         self.contributions.retain(|id, given| !deletions.cover(&given.author, id, given.created_at));
         for ratings in self.ratings.values_mut() {
@@ -364,7 +289,7 @@ impl Training {
         for (key, (version, aggregate)) in other.aggregates {
             self.put_aggregate(key, version, aggregate);
         }
-        self.obey();
+        self.obey_all();
     }
 }
 
@@ -491,8 +416,13 @@ impl Training {
     /// Withdraws an own contribution; `None` if there is none.
     pub fn withdraw(&self, me: &PublicKey, target: &EventId) -> Option<Op> {
         let given = self.contributions.get(target).filter(|given| given.author == *me)?;
-        let ids = vec![*target];
-        Some(Op::Delete(Deletion { training: true, addresses: Vec::new(), ids, not_before: given.created_at }))
+        Some(Op::Delete(Deletion {
+            training: true,
+            addresses: Vec::new(),
+            ids: vec![*target],
+            not_before: given.created_at,
+            readers: given.terms.curators.clone(),
+        }))
     }
 }
 

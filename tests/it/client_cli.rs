@@ -34,6 +34,7 @@ fn two_laptops_write_offline_and_end_equal() {
     b.run(&["chat", "edit", "Lisbon", &first[..13], "Where shall we eat?", "--offline"]).ok();
     let waiting: Value = serde_json::from_str(&a.run(&["outbox", "status", "--json"]).ok()).unwrap();
     assert!(waiting["waiting"].as_u64().unwrap() >= 3 && waiting["drafts"] == waiting["waiting"], "{waiting}");
+    assert!(waiting["cache"]["events"].is_u64() && waiting["cache"]["bytes"].is_u64(), "{waiting}");
     assert!(a.run(&["outbox", "list"]).ok().contains("not signed yet"));
 
     for laptop in [&a, &b, &a, &b, &a] {

@@ -4,11 +4,13 @@
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use sledge::client::links::Links;
+use sledge::client::links::{Links, Visit};
+use sledge::client::profile::Answer;
+use sledge::protocol::Filter;
 use sledge::sync::outbox::Seq;
 
 use super::support::client::soon;
-use super::support::device::{quick, today};
+use super::support::device::{quick, relay_url, signed, today};
 use super::support::{Device, Fake};
 
 /// A device with some public notes in its outbox and links that are kept up.
@@ -114,7 +116,6 @@ async fn a_late_auth_required_is_answered_with_the_same_bytes() {
 /// what it lacks is uploaded. False events and events that nobody asked for are not let in.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_relay_without_reconciliation_is_read_in_pages() {
-    use super::support::device::signed;
     let mut fake = Fake::start(Value::Null).await;
     let device = Device::new(1, &[&fake.url()]);
     let mut own = Vec::new();
@@ -160,7 +161,6 @@ async fn a_relay_without_reconciliation_is_read_in_pages() {
 /// read, and what is owed goes out.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_that_cannot_be_paged_stands_in_nobodys_way() {
-    use super::support::device::signed;
     const LIMIT: usize = 3;
     let mut fake = Fake::start(json!({"limitation": {"max_limit": LIMIT}})).await;
     let crowded = today() - 50;
@@ -233,4 +233,61 @@ async fn a_long_fetch_holds_up_only_what_merges() {
 fn d_of(event: &Value) -> String {
     let tags = event["tags"].as_array().unwrap();
     tags.iter().find(|tag| tag[0] == "d").and_then(|tag| tag[1].as_str()).unwrap().to_owned()
+}
+
+/// What a relay lacks and knows to be overtaken or deleted, or refuses by its policy, is offered once and not at every
+/// catch-up, also after a restart; a person may have what was refused offered again.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_relay_does_not_want_is_offered_once() {
+    let mut fake = Fake::start(Value::Null).await;
+    let mut device = Device::new(1, &[&fake.url()]);
+    let texts = ["replaced: have newer event", "deleted: user requested deletion", "blocked: no notes here"];
+    let notes = (0..3).map(|number| (*signed(1, 1, today() - 9 + number, &[], "mine")).clone()).collect();
+    device.profile().take(notes).unwrap();
+    for (round, offered) in [&texts[..], &[], &texts[2..]].into_iter().enumerate() {
+        visit_answering(&device, &mut fake, offered).await;
+        device.restart();
+        if round == 1 {
+            device.profile().revive(None).unwrap();
+        }
+    }
+}
+
+/// Visits a relay that has nothing and gives these answers to what is published; anything beyond is not answered, so the
+/// visit would not be settled.
+async fn visit_answering(device: &Device, fake: &mut Fake, texts: &[&str]) {
+    let visit = device.visit();
+    tokio::pin!(visit);
+    let mut peer = tokio::select! {
+        peer = fake.accept() => peer,
+        _ = &mut visit => panic!("the visit ends without a connection"),
+    };
+    for text in texts {
+        let event = tokio::select! {
+            event = peer.until_published() => event,
+            _ = &mut visit => panic!("nothing is offered that could be answered with `{text}`"),
+        };
+        peer.ok(&event, false, text).await;
+    }
+    assert_eq!(peer.answer_until(visit).await, [Visit::Settled], "{texts:?}");
+}
+
+/// What a relay gives and was overtaken here is not fetched at every catch-up; and what it was said not to want is left
+/// out of the comparison until it shows it.
+#[test]
+fn what_is_not_wanted_is_not_compared_again() {
+    let device = Device::new(1, &["ws://a.example"]);
+    let (profile, relay) = (device.profile(), relay_url("ws://a.example"));
+    let [old, new] = [1, 2].map(|at| (*signed(1, 30_001, today() - 10 + at, &[&["d", "x"]], "")).clone());
+    profile.take(vec![new.clone()]).unwrap();
+    profile.take_from(&relay, vec![old.clone()]).unwrap();
+    let ids = || vec![old.id, new.id];
+    assert_eq!(profile.wanted_from(&relay, ids()).unwrap(), [new.id]);
+    let items = || profile.items_for(&relay, &Filter::default()).unwrap().len();
+    assert_eq!(items(), 1);
+    let refused = Answer { id: new.id, accepted: false, text: "blocked: no".to_owned() };
+    profile.uploaded(&relay, &[refused]).unwrap();
+    assert_eq!(items(), 0);
+    assert!(profile.wanted_from(&relay, ids()).unwrap().is_empty());
+    assert_eq!(items(), 1, "the relay has it after all");
 }

@@ -3,6 +3,7 @@
 use serde_json::json;
 use sledge::client::clock::World;
 use sledge::client::profile::Answer;
+use sledge::client::status::LinkState;
 use sledge::protocol::{Event, Filter, Kind, Tags};
 use sledge::sync::chat::{ChatKey, ChatView};
 use sledge::sync::clock::{Device as HlcDevice, Hlc, Written};
@@ -394,4 +395,83 @@ fn what_is_signed_first_is_dated_first() {
     let (message, deletion) = (&all[0], all.last().unwrap());
     assert_eq!((message, deletion.kind), (&first[0], Kind::DELETION));
     assert!(deletion.created_at >= message.created_at, "{} before {}", deletion.created_at, message.created_at);
+}
+
+/// A message of a shared chat is deleted: whoever could read it is told by the relay and shows it no longer, also
+/// somebody who was taken out of the chat in the meantime.
+#[tokio::test(flavor = "multi_thread")]
+async fn t34_readers_of_a_message_learn_of_its_deletion() {
+    let relay = relay().await;
+    let [owner, friend, former] = [1, 2, 3].map(|user| Device::new(user, &[&url(&relay)]));
+    let key = |device: &Device| device.profile().keys().pubkey();
+    let chat = ChatKey { owner: key(&owner), id: "c".to_owned() };
+    let write = |make: &dyn Fn(&ChatView<'_>) -> Op| {
+        let op = owner.profile().see(|all, drafts| make(&all.chat_view(drafts.iter().copied()))).unwrap();
+        owner.profile().write(vec![op]).unwrap();
+    };
+    let shown = |device: &Device| {
+        device.profile().see(|all, drafts| all.chat_view(drafts.iter().copied()).messages(&chat).len()).unwrap()
+    };
+    write(&|view| view.share("c", &[key(&friend), key(&former)]));
+    write(&|view| view.send(&chat, "m", "user", "regrettable", json!(null)).unwrap());
+    write(&|view| view.send(&chat, "n", "user", "harmless", json!(null)).unwrap());
+    owner.sync().await;
+    for device in [&friend, &former] {
+        device.sync().await;
+        assert_eq!(shown(device), 2);
+    }
+    write(&|view| view.share("c", &[key(&friend)]));
+    owner.sync().await;
+    write(&|view| view.delete(&chat, "m").unwrap());
+    owner.sync().await;
+    friend.sync().await;
+    assert_eq!(shown(&friend), 1);
+    former.sync().await;
+    let deletions = |device: &Device| device.profile().cache().query(&[deletions()], today()).unwrap().len();
+    assert_eq!([deletions(&friend), deletions(&former)], [1, 1]);
+    let mut stranger = relay.client().await;
+    assert!(stranger.query(json!({"kinds": [5]})).await.events.is_empty(), "nobody else is shown what was deleted");
+    write(&|view| view.delete_chat("c").remove(0));
+    owner.sync().await;
+    friend.sync().await;
+    assert_eq!(shown(&friend), 0);
+    assert!(friend.profile().see(|all, _| all.chat_view([]).list().is_empty()).unwrap());
+}
+
+fn deletions() -> Filter {
+    Filter { kinds: Some(vec![Kind::DELETION]), ..Filter::default() }
+}
+
+/// A device with links to two relays carries what another device writes to the one to the other, while both stay up, and
+/// carries nothing of anybody else's.
+#[tokio::test(flavor = "multi_thread")]
+async fn live_links_carry_from_relay_to_relay() {
+    use sledge::client::links::Links;
+    let (first, second) = (relay().await, relay().await);
+    let [first_url, second_url] = [url(&first), url(&second)];
+    let carrier = Device::new(1, &[&first_url, &second_url]);
+    let reader = Device::new(1, &[&second_url]);
+    let links = [&carrier, &reader].map(|device| Links::start(device.profile().clone(), device::quick()));
+    for (device, urls) in [(&carrier, &[&first_url, &second_url][..]), (&reader, &[&second_url][..])] {
+        let is_live = |status: &sledge::client::status::Status, url: &&String| {
+            status.relays.get(&device::relay_url(url)).is_some_and(|relay| relay.link == LinkState::Live)
+        };
+        device.until("live links", |status| urls.iter().all(|url| is_live(status, url))).await;
+    }
+    let mut news = reader.profile().news();
+    let writer = Device::new(1, &[&first_url]);
+    let foreign = Device::new(2, &[&first_url]);
+    let me = reader.profile().keys().pubkey().to_hex();
+    let to_me = foreign.publish(1, today(), &[LABEL, CHAT, &["p", &me]], "for the reader of the first relay");
+    foreign.sync().await;
+    let written = private(&writer, today(), "oa:m:c:1", "");
+    writer.sync().await;
+    let came = super::support::client::soon("the event", news.recv()).await.unwrap();
+    assert_eq!(json_of(&came), json_of(&written));
+    carrier.until("both events", |status| status.relays.values().any(|relay| relay.fetched == 2)).await;
+    assert!(carrier.ids().contains(&to_me.id.to_hex()));
+    assert_eq!(reader.ids(), [written.id.to_hex()], "what others wrote is not carried");
+    for links in links {
+        super::support::client::soon("the links to end", links.stop()).await;
+    }
 }

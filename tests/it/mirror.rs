@@ -16,6 +16,7 @@ use sledge::client::mirrors::{Mirror, Mirrors};
 use sledge::client::stream::{Memory, Scope, Stream, StreamError};
 use sledge::config::Direction;
 use sledge::protocol::{Event, Filter, label};
+use sledge::relay::ingest::Upstream;
 use sledge::relay::side::{Moved, Side};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -29,16 +30,17 @@ fn options() -> LinkOptions {
     LinkOptions { reconnect_first: std::time::Duration::from_millis(1), ..LinkOptions::default() }
 }
 
-fn mirror(addr: SocketAddr, direction: Direction, filters: &[Value]) -> Mirror {
+pub fn mirror(addr: SocketAddr, direction: Direction, filters: &[Value]) -> Mirror {
     let filters = filters.iter().map(|filter| Filter::from_json(&filter.to_string()).unwrap()).collect();
     let scope = Scope { filters, direction, answer_timeout: std::time::Duration::from_secs(60) };
     Mirror { url: RelayUrl::parse(&format!("ws://{addr}/")).unwrap(), scope, private: false, keys: Arc::default() }
 }
 
 /// Makes `here` equal with `there`, once.
-async fn level(here: &Relay, mirror: Mirror) -> Result<Moved, StreamError> {
+pub async fn level(here: &Relay, mirror: Mirror) -> Result<Moved, StreamError> {
     let link = Link::open(&mirror.url, &options(), mirror.keys, &World::system()).await?;
-    let side = Side::new(here.served(), mirror.private);
+    let upstream = Upstream { url: mirror.url.to_string(), is_mirror: false };
+    let side = Side::new(here.served(), mirror.private, upstream);
     let (told, moved) = watch::channel(Moved::default());
     let mut stream = Stream::new(link, side, mirror.scope, told, Memory::default());
     soon("both sides to be equal", stream.level()).await?;
@@ -277,7 +279,9 @@ async fn nothing_goes_back_to_where_it_came_from() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let here = Relay::start().await;
     let mirror = mirror(listener.local_addr().unwrap(), Direction::Both, &[json!({"kinds": [1]})]);
-    let mirrors = Mirrors::start(&here.served(), vec![mirror], options(), &World::system());
+    // The question about the relay's information may find nobody who accepts it.
+    let options = LinkOptions { connect_timeout: std::time::Duration::from_secs(1), ..options() };
+    let mirrors = Mirrors::start(&here.served(), vec![mirror], options, &World::system());
     let mut publisher = here.client().await;
     for round in 0..3 {
         let mut socket = accept(&listener).await;
@@ -347,17 +351,21 @@ async fn the_command_makes_a_store_equal() {
         args.extend(more.iter().map(|arg| (*arg).to_owned()));
         args
     };
-    assert_eq!(
-        serde_json::from_str::<Value>(&run(sync(&["--direction", "both", "--json"])).ok()).unwrap()["stored"],
-        100
-    );
+    let moved: Value = serde_json::from_str(&run(sync(&["--direction", "both", "--json"])).ok()).unwrap();
+    assert_eq!(moved["stored"], 100);
+    // What was sent and what came went over the wire as JSON, and the comparison with it.
+    let least: usize = notes[..100].iter().map(|note| json_of(note).len()).sum();
+    assert!(moved["bytes_down"].as_u64().unwrap() > least as u64, "{moved}");
+    assert!(moved["bytes_up"].as_u64().unwrap() > 0 && moved["rounds"].as_u64().unwrap() >= 3, "{moved}");
     assert_eq!(all(&there).await, ids(&notes));
-    assert_eq!(run(sync(&["--direction", "both"])).ok(), "fetched 0 · sent 0\n");
+    let said = run(sync(&["--direction", "both"])).ok();
+    assert!(said.starts_with("fetched 0 · sent 0 · rounds 2 · "), "{said}");
 
     let more = Keys::new(2).note(NOW, "new there");
     store(&there, std::slice::from_ref(&more)).await;
     let serving = binary.serve();
-    assert_eq!(run(sync(&["--filter", r#"{"kinds":[1]}"#])).ok(), "fetched 1 · sent 0\n");
+    let said = run(sync(&["--filter", r#"{"kinds":[1]}"#])).ok();
+    assert!(said.starts_with("fetched 1 · sent 0 · rounds "), "{said}");
     drop(serving);
 
     let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
@@ -385,4 +393,57 @@ async fn the_settings_name_mirrors() {
     store(&there, &[Keys::new(1).draft(7, NOW).sign(), note.clone()]).await;
     let came = reader.wait_for(|message| message[0] == "EVENT").await;
     assert_eq!(came[2]["id"], note.id.to_hex());
+}
+
+/// Mirrors follow the settings: a new one begins, one that is gone ends, and settings that cannot be used change nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn mirrors_follow_a_reload() {
+    let (first, second) = (Relay::start().await, Relay::start().await);
+    let binary = Binary::new();
+    let settings = |there: &Relay| format!("[[mirror]]\nurl = \"ws://{}\"\n", there.addr());
+    binary.configure(&settings(&first));
+    let serving = binary.serve();
+    let mut reader = Client::connect(serving.addr()).await;
+    reader.req("r", &[json!({})]).await;
+    let note = |n: u64| Keys::new(1).note(NOW + n, "published there");
+    store(&first, &[note(1)]).await;
+    assert_eq!(reader.live("r").await["id"], note(1).id.to_hex());
+
+    binary.configure("[[mirror]]\nurl = \"ws://localhost:1\"\nfilters = ['{\"kinds\":1}']\n");
+    serving.signal("HUP");
+    serving.wait_for_line("the old ones stay in force");
+    store(&first, &[note(2)]).await;
+    assert_eq!(reader.live("r").await["id"], note(2).id.to_hex());
+
+    binary.configure(&settings(&second));
+    serving.signal("HUP");
+    let line = serving.wait_for_line("settings read again");
+    assert!(line.contains("mirror"), "{line}");
+    store(&second, &[note(3)]).await;
+    assert_eq!(reader.live("r").await["id"], note(3).id.to_hex());
+    // The relay that is no longer named is left alone: it has lost its only listener.
+    store(&first, &[note(4)]).await;
+    store(&second, &[note(5)]).await;
+    assert_eq!(reader.live("r").await["id"], note(5).id.to_hex());
+}
+
+/// A stream outlives the other relay's restart: what was published there meanwhile comes, without anybody's doing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_outlives_a_restart_of_the_other_relay() {
+    let there = Binary::new();
+    let mut serving = there.serve();
+    let addr = serving.addr();
+    let here = Relay::start().await;
+    let mut reader = here.client().await;
+    reader.req("r", &[json!({})]).await;
+    let mirrors =
+        Mirrors::start(&here.served(), vec![mirror(addr, Direction::Down, &[json!({})])], options(), &World::system());
+    let note = |n: u64| Keys::new(1).note(NOW + n, "published there");
+    Client::connect(addr).await.store(&note(1)).await;
+    assert_eq!(reader.live("r").await["id"], note(1).id.to_hex());
+    serving.kill();
+    let serving = there.serve_on(addr);
+    Client::connect(serving.addr()).await.store(&note(2)).await;
+    assert_eq!(reader.live("r").await["id"], note(2).id.to_hex());
+    mirrors.stop().await;
 }

@@ -1,10 +1,14 @@
 //! Plugins: a script that was written to the documented protocol of strfry's write policy plugins, unchanged, judges what
 //! clients publish.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::json;
-use sledge::config::{Config, OnFailure};
+use sledge::client::clock::World;
+use sledge::client::link::LinkOptions;
+use sledge::client::mirrors::Mirrors;
+use sledge::config::{Config, Direction, OnFailure};
 use tempfile::TempDir;
 
 use crate::support::{Binary, Client, Keys, NOW, Relay, ids};
@@ -27,6 +31,9 @@ while IFS= read -r line; do
         *\"content\":\"garbage\"*) echo 'Traceback (most recent call last):'; echo "{\"id\":\"$id\",\"action\":\"accept\"}" ;;
         *\"content\":\"who?\"*\"sourceType\":\"IP4\",\"sourceInfo\":\"203.0.113.7\"*\"authed\":\"*)
             echo "{\"id\":\"$id\",\"action\":\"accept\",\"msg\":\"\"}" ;;
+        *\"content\":\"from?\"*\"sourceType\":\"Stream\",\"sourceInfo\":\"ws://127.0.0.1:*)
+            echo "{\"id\":\"$id\",\"action\":\"accept\",\"msg\":\"\"}" ;;
+        *\"content\":\"from?\"*) echo "{\"id\":\"$id\",\"action\":\"reject\",\"msg\":\"not from a stream\"}" ;;
         *\"content\":\"who?\"*) echo "{\"id\":\"$id\",\"action\":\"reject\",\"msg\":\"who are you\"}" ;;
         *) echo "{\"id\":\"$id\",\"action\":\"accept\",\"msg\":\"\"}" ;;
     esac
@@ -85,6 +92,33 @@ async fn a_plugin_knows_the_sender() {
     assert_eq!((accepted, text.as_str()), (false, "blocked: who are you"));
     client.prove(&keys).await;
     client.store(&keys.note(NOW, "who?")).await;
+}
+
+/// The plugin judges what a mirror brings, and is told from where it comes. What it refuses is not asked for again, and
+/// nothing is refused in the shadow there.
+#[tokio::test]
+async fn a_plugin_judges_mirrored_events() {
+    let there = Relay::start().await;
+    let (here, _script) = with_plugin(|_| {}).await;
+    let keys = Keys::new(1);
+    let notes = ["from?", "spam", "quiet", "good"].map(|content| keys.note(NOW, content));
+    there.client().await.store_all(&notes).await;
+    let mut reader = here.client().await;
+    reader.req("r", &[json!({})]).await;
+    let mirror = crate::mirror::mirror(there.addr(), Direction::Down, &[json!({})]);
+    let mirrors = Mirrors::start(&here.served(), vec![mirror], LinkOptions::default(), &World::system());
+    let mut came = BTreeSet::new();
+    while came.len() < 2 {
+        came.insert(reader.live("r").await["content"].as_str().unwrap().to_owned());
+    }
+    assert_eq!(came, ["from?", "good"].map(str::to_owned).into());
+    let later = keys.note(NOW + 1, "later");
+    there.client().await.store(&later).await;
+    assert_eq!(reader.live("r").await["content"], "later", "the shadow lets nothing through");
+    mirrors.stop().await;
+    let mirror = crate::mirror::mirror(there.addr(), Direction::Down, &[json!({})]);
+    let moved = crate::mirror::level(&here, mirror).await.unwrap();
+    assert_eq!((moved.stored, moved.refused), (0, 2), "{moved:?}");
 }
 
 /// A plugin that hangs or crashes holds up no reader, fails what it had as the settings say, and comes back.

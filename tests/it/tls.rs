@@ -94,3 +94,28 @@ async fn a_renewed_certificate_is_used() {
     let (_, second) = connect(addr).await;
     assert_ne!(first, second);
 }
+
+/// The encrypted port is passed on like the plain one: nobody who connects meanwhile is refused.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_process_takes_the_encrypted_port_over() {
+    let binary = Binary::new();
+    let (old, addr) = encrypted(&binary);
+    let plain = old.addr();
+    let (stop, stopped) = std::sync::mpsc::channel::<()>();
+    let asking = tokio::spawn(async move {
+        let mut asked = 0;
+        while stopped.try_recv() != Err(std::sync::mpsc::TryRecvError::Disconnected) {
+            connect(addr).await;
+            asked += 1;
+        }
+        asked
+    });
+    let take_over = || binary.serve_with(&["--take-over", "--listen", &plain.to_string()], &[]);
+    let new = tokio::task::block_in_place(take_over);
+    let line = new.wait_for_line("TLS is spoken");
+    assert!(line.contains(&addr.to_string()), "{line}");
+    assert!(old.wait_for_end().0.success());
+    connect(addr).await;
+    drop(stop);
+    assert!(asking.await.unwrap() > 0);
+}

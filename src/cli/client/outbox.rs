@@ -8,8 +8,9 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::{ProfileArgs, failed, json_line, store_failed};
+use super::{MIB, ProfileArgs, failed, json_line, store_failed};
 use crate::cli::progress::size;
+use crate::client::cache::CacheSize;
 use crate::client::profile::Exported;
 use crate::client::status::Status;
 use crate::client::{Client, ClientError};
@@ -83,7 +84,10 @@ pub enum OutboxCommand {
 pub fn run(args: &OutboxArgs, config: &Config, out: &mut impl Write) -> Result<ExitCode, Error> {
     let (profile, as_json) = (&args.profile, args.profile.json);
     let text = match &args.command {
-        OutboxCommand::Status => profile.here(config, |client| Ok(status_text(&status(client), as_json)))?,
+        OutboxCommand::Status => profile.here(config, |client| {
+            let cache = (client.profile().cache().size(), config.client.cache_mb_warn.saturating_mul(MIB));
+            Ok(status_text(&status(client), Some(cache), as_json))
+        })?,
         OutboxCommand::List => profile.here(config, |client| {
             Ok(client.profile().outbox_entries().iter().map(|entry| entry_line(entry, as_json)).collect())
         })?,
@@ -112,9 +116,14 @@ fn status(client: &Client) -> Status {
     client.status().borrow().clone()
 }
 
-fn status_text(status: &Status, as_json: bool) -> String {
+/// `cache`: what the local copy takes, and from how many bytes on that is much.
+fn status_text(status: &Status, cache: Option<(CacheSize, u64)>, as_json: bool) -> String {
     if as_json {
-        return json_line(&serde_json::to_value(status).expect("made of numbers and texts"));
+        let mut all = serde_json::to_value(status).expect("made of numbers and texts");
+        if let Some((cache, _)) = cache {
+            all["cache"] = json!(cache);
+        }
+        return json_line(&all);
     }
     let mut text = format!(
         "waiting   {} ({} not signed yet)\nrefused   {}\non disk   {}\n",
@@ -128,6 +137,12 @@ fn status_text(status: &Status, as_json: bool) -> String {
     }
     if status.damaged_bytes > 0 {
         text += &format!("damaged   {}, kept beside the journal\n", size(status.damaged_bytes));
+    }
+    if let Some((cache, warn_bytes)) = cache {
+        text += &format!("events    {} here, {}\n", cache.events, size(cache.bytes));
+        if cache.bytes > warn_bytes {
+            text += "          more than client.cache_mb_warn: delete chats that nobody needs, or give the profile a larger disk\n";
+        }
     }
     for (relay, state) in &status.relays {
         text += &format!("{relay}  owed {}\n", state.owed);
@@ -190,7 +205,7 @@ fn flush(args: &OutboxArgs, config: &Config, out: &mut impl Write) -> Result<Exi
         client.close(super::CLOSE_TIME_MAX).await.map_err(store_failed)?;
         Ok((settled, status))
     })?;
-    super::super::print(out, &status_text(&status, args.profile.json))?;
+    super::super::print(out, &status_text(&status, None, args.profile.json))?;
     if settled && status.waiting == 0 {
         return Ok(ExitCode::SUCCESS);
     }

@@ -46,7 +46,8 @@ impl Profile {
         rules.dead_letters().map(letter).collect()
     }
 
-    /// Tries dead letters again: those of one number, or all. How many there were.
+    /// Tries dead letters again: those of one number, or all, and then also whatever a relay refused that lacked it. How
+    /// many letters there were.
     ///
     /// # Errors
     /// When the disk refuses.
@@ -58,6 +59,9 @@ impl Profile {
         let changes: Vec<Change> = letters.iter().filter_map(|(seq, relay)| rules.revive(*seq, relay)).collect();
         let count = changes.len();
         state.outbox.record(changes, true)?;
+        if seq.is_none() {
+            state.unwanted.forget_refusals()?;
+        }
         self.tell_owed(&state);
         Ok(count)
     }

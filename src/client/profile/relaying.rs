@@ -3,8 +3,11 @@
 use std::collections::HashSet;
 
 use super::{Profile, State};
+use crate::client::carry::Carried;
 use crate::client::status::RelayStatus;
-use crate::protocol::{Event, EventId, Kind, Tags, Verified};
+use crate::client::unwanted::Why;
+use crate::protocol::item::Item;
+use crate::protocol::{Event, EventId, Filter, Kind, Tags, Verified};
 use crate::store::{StoreError, fault};
 use crate::sync::cipher::SealError;
 use crate::sync::draft::{Draft, Op, SettingsForm};
@@ -186,7 +189,7 @@ impl Profile {
         rules
     }
 
-    /// Takes a relay's answers.
+    /// Takes a relay's answers to what it was owed.
     ///
     /// # Errors
     /// When the disk refuses; the answers hold until the next start, and the relay is asked again then.
@@ -201,27 +204,106 @@ impl Profile {
         fault::point("outbox.answered");
         let recorded = state.outbox.record(changes, false);
         self.refresh(&state);
-        recorded
+        recorded.and_then(|()| self.learn(&mut state, relay, answers))
     }
 
-    /// Takes events that a relay gave. How many were new; those that are not what they claim to be are passed over.
+    /// Takes a relay's answers to what it lacked.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn uploaded(&self, relay: &RelayUrl, answers: &[Answer]) -> Result<(), StoreError> {
+        let mut state = self.state();
+        let taken = answers.iter().filter(|answer| answer.accepted).count();
+        state.relays.entry(relay.clone()).or_default().uploaded += taken;
+        self.refresh(&state);
+        self.learn(&mut state, relay, answers)
+    }
+
+    /// Remembers what the relay does not want.
+    fn learn(&self, state: &mut State, relay: &RelayUrl, answers: &[Answer]) -> Result<(), StoreError> {
+        let now_secs = self.true_secs(&state.clock);
+        for why in [Why::Overtaken, Why::Refused] {
+            let such = answers.iter().filter(|answer| Why::of(answer.accepted, &answer.text) == Some(why));
+            state.unwanted.note(relay, why, such.map(|answer| answer.id).collect(), now_secs)?;
+        }
+        Ok(())
+    }
+
+    /// Takes events that came from somewhere. How many were new; those that are not what they claim to be are passed
+    /// over.
     ///
     /// # Errors
     /// When the disk refuses.
     pub fn take(&self, events: Vec<Event>) -> Result<usize, StoreError> {
-        let checked = events.into_iter().filter_map(|event| {
-            let id = event.id;
-            let checked = Verified::check(event);
-            checked.inspect_err(|problem| tracing::warn!(%id, "a relay gave a false event: {problem}")).ok()
-        });
-        let checked: Vec<Verified<Event>> = checked.collect();
+        let (checked, _) = checked(events);
         if checked.is_empty() {
             return Ok(0);
         }
         let mut state = self.state();
-        let new = self.put(&mut state, &checked)?;
+        let taken = self.put(&mut state, &checked)?;
         self.refresh(&state);
-        Ok(new)
+        Ok(taken.new)
+    }
+
+    /// Takes events that a relay gave, as [`Profile::take`] does, remembers those that are not wanted here, and tells the
+    /// links to other relays of those that the user wrote.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn take_from(&self, relay: &RelayUrl, events: Vec<Event>) -> Result<usize, StoreError> {
+        if events.is_empty() {
+            return Ok(0);
+        }
+        let (checked, mut unwanted) = checked(events);
+        let mut state = self.state();
+        let taken = self.put(&mut state, &checked)?;
+        for item in taken.own {
+            // No other link: then nobody lacks it that could be told.
+            let _ = self.carried.send(Carried { from: relay.clone(), item });
+        }
+        unwanted.extend(taken.unwanted);
+        let now_secs = self.true_secs(&state.clock);
+        state.unwanted.note(relay, Why::NotHere, unwanted, now_secs)?;
+        state.relays.entry(relay.clone()).or_default().fetched += taken.new;
+        self.refresh(&state);
+        Ok(taken.new)
+    }
+
+    /// What a filter matches here, but for what the relay does not want: what a comparison with it compares.
+    ///
+    /// # Errors
+    /// When the cache cannot be read.
+    pub fn items_for(&self, relay: &RelayUrl, filter: &Filter) -> Result<Vec<Item>, StoreError> {
+        let now_secs = self.now_secs();
+        let mut items = self.cache.items(filter, now_secs, self.keys.pubkey())?;
+        let state = self.state();
+        if state.unwanted.has(relay) {
+            items.retain(|item| matches!(state.unwanted.why(relay, &item.id, now_secs), None | Some(Why::NotHere)));
+        }
+        Ok(items)
+    }
+
+    /// Which of these events, that the relay has and a comparison did not find here, are to be fetched.
+    ///
+    /// # Errors
+    /// When the cache cannot be read.
+    pub fn wanted_from(&self, relay: &RelayUrl, ids: Vec<EventId>) -> Result<Vec<EventId>, StoreError> {
+        let mut state = self.state();
+        if !state.unwanted.has(relay) {
+            return Ok(ids);
+        }
+        let now_secs = self.true_secs(&state.clock);
+        let (mut wanted, mut shown) = (Vec::new(), Vec::new());
+        for id in ids {
+            match state.unwanted.why(relay, &id, now_secs) {
+                Some(Why::NotHere) => {}
+                // It was left out of the comparison because the relay had not wanted it, and the relay shows it.
+                Some(Why::Overtaken | Why::Refused) if self.cache.contains(&id)? => shown.push(id),
+                _ => wanted.push(id),
+            }
+        }
+        state.unwanted.forget(relay, &shown)?;
+        Ok(wanted)
     }
 
     /// Owes what is to be said again now that everything of the relays is known: merged settings, merged heads of chats.
@@ -257,6 +339,22 @@ impl Profile {
         change(state.relays.entry(relay.clone()).or_default());
         self.refresh(&state);
     }
+}
+
+/// Events that are what they claim to be, and the ids of those that are not.
+fn checked(events: Vec<Event>) -> (Vec<Verified<Event>>, Vec<EventId>) {
+    let (mut checked, mut wrong) = (Vec::new(), Vec::new());
+    for event in events {
+        let id = event.id;
+        match Verified::check(event) {
+            Ok(event) => checked.push(event),
+            Err(problem) => {
+                tracing::warn!(%id, "a relay gave a false event: {problem}");
+                wrong.push(id);
+            }
+        }
+    }
+    (checked, wrong)
 }
 
 /// A draft that cannot become an event goes to the dead letters, where a person sees it.

@@ -37,6 +37,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(30);
 const COMPLAINTS_MAX: u32 = 20;
 
 const UNAVAILABLE: &str = "error: this relay's write policy does not answer; try again later";
+const UNWANTED: &str = "blocked: refused by the plugin";
 const STOPPING: &str = "error: the relay is stopping";
 
 /// Gets the event back with its verdict; called on the plugin's own thread, and may wait there for room.
@@ -69,6 +70,8 @@ pub fn ask_for(submission: Box<Submission>, writer: Entrance, received_at: u64) 
         match verdict {
             Verdict::Accept => writer.submit(submission),
             Verdict::Reject(text) => submission.answer(false, &text),
+            // No relay is misled: it would be asked for the event again and again.
+            Verdict::ShadowReject if submission.sender.upstream.is_some() => submission.answer(false, UNWANTED),
             Verdict::ShadowReject => submission.answer(true, ""),
         }
     });

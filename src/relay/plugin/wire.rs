@@ -46,8 +46,9 @@ struct Request<'r> {
 pub fn request(event: &Verified<Event>, sender: &Sender, received_at: u64) -> Vec<u8> {
     let json = std::str::from_utf8(&event.canonical().json).expect("canonical JSON is text");
     let event_json: &RawValue = serde_json::from_str(json).expect("canonical JSON is JSON");
-    let (source_type, source_info) = match (sender.source, sender.ip) {
-        (Source::Client, Some(ip)) => (if ip.is_ipv4() { "IP4" } else { "IP6" }, ip.to_string()),
+    let (source_type, source_info) = match (&sender.upstream, sender.source, sender.ip) {
+        (Some(relay), _, _) => (if relay.is_mirror { "Stream" } else { "Sync" }, relay.url.clone()),
+        (None, Source::Client, Some(ip)) => (if ip.is_ipv4() { "IP4" } else { "IP6" }, ip.to_string()),
         _ => ("Import", String::new()),
     };
     // The protocol knows one key: the author's where it is among several.
@@ -138,6 +139,7 @@ mod tests {
 
     use super::*;
     use crate::protocol::testing::{Author, NOW};
+    use crate::relay::ingest::Upstream;
 
     /// The fields of the documented protocol, in one line, for each kind of source.
     #[test]
@@ -157,6 +159,14 @@ mod tests {
         let others = [Author::new(2), Author::new(1), Author::new(3)].map(|author| author.note(NOW, "").pubkey);
         let proven = line(&Sender::client([192, 0, 2, 1].into(), others.into()));
         assert_eq!((&proven["sourceType"], &proven["authed"]), (&json!("IP4"), &json!(note.pubkey)));
+        for (is_mirror, name) in [(true, "Stream"), (false, "Sync")] {
+            let upstream = Upstream { url: "wss://relay.example.com/".to_owned(), is_mirror };
+            let relay = line(&Sender::relay(upstream, false));
+            assert_eq!(
+                (&relay["sourceType"], &relay["sourceInfo"]),
+                (&json!(name), &json!("wss://relay.example.com/"))
+            );
+        }
         let import = line(&Sender::import());
         assert_eq!(
             (&import["sourceType"], &import["sourceInfo"], import.get("authed")),

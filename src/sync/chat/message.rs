@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::ChatKey;
 use crate::protocol::supersede::Address;
 use crate::protocol::{Event, PublicKey};
-use crate::sync::cipher::{self, Cipher, SealError};
+use crate::sync::cipher::{self, Cipher, READERS_MAX, SealError};
 use crate::sync::clock::Hlc;
 use crate::sync::draft::{Draft, address_text};
 use crate::sync::shape::{CHAT, HEAD_PREFIX, MESSAGE_PREFIX, Schema, Unsigned, tag};
@@ -35,6 +35,8 @@ pub struct Message {
     pub parents: Vec<String>,
     /// Whatever the app keeps with it; null for nothing.
     pub meta: Value,
+    /// Who can read it besides its author.
+    pub readers: Vec<PublicKey>,
 }
 
 /// The encrypted content.
@@ -90,6 +92,7 @@ impl MessageDraft {
             stamp,
             parents: self.parents.clone(),
             meta: self.meta.clone(),
+            readers: self.readers.clone(),
         }
     }
 
@@ -181,6 +184,7 @@ pub fn read(event: &Event, cipher: &dyn Cipher) -> Result<(Address, Message), &'
         stamp: body.hlc,
         parents: body.parents,
         meta: body.meta,
+        readers: event.tags.values("p").filter_map(PublicKey::from_hex).take(READERS_MAX).collect(),
     };
     Ok((address, message))
 }

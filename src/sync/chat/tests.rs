@@ -222,6 +222,7 @@ fn odd_parents_lose_nothing() {
         stamp: Hlc::at(at, Default::default()),
         parents: parents.iter().map(|parent| (*parent).to_owned()).collect(),
         meta: Value::Null,
+        readers: Vec::new(),
     };
     let check = |messages: &[Message], expected: &[(&str, bool)]| {
         let placed = order::order(messages);

@@ -1,6 +1,7 @@
 //! What the app sees of its chats, drafts included, and the commands that it gives.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::iter;
 
 use serde_json::Value;
 
@@ -9,7 +10,7 @@ use super::order::{order, tips};
 use super::{ARCHIVED, ChatKey, Chats, SHARE, TITLE, TRAINING_OPT_IN, shared_with, with_drafts};
 use crate::protocol::PublicKey;
 use crate::protocol::supersede::Address;
-use crate::sync::cipher::PLAINTEXT_BYTES_MAX;
+use crate::sync::cipher::{PLAINTEXT_BYTES_MAX, READERS_MAX};
 use crate::sync::draft::{Deletion, Draft, Op, address_text};
 use crate::sync::fields::Fields;
 
@@ -113,7 +114,7 @@ impl<'s> ChatView<'s> {
             Op::Message(message) => Some(message.chat.clone()),
             _ => None,
         });
-        let all: std::collections::BTreeSet<ChatKey> = self.chats.keys().into_iter().cloned().chain(written).collect();
+        let all: BTreeSet<ChatKey> = self.chats.keys().into_iter().cloned().chain(written).collect();
         let views = all.into_iter().map(|chat| self.head(&chat));
         views.filter(|view| !view.fields.is_empty() || !self.shown(&view.chat).is_empty()).collect()
     }
@@ -272,13 +273,14 @@ impl ChatView<'_> {
     /// # Errors
     /// [`ChatError::NoMessage`] or [`ChatError::NotYours`].
     pub fn delete(&self, chat: &ChatKey, id: &str) -> Result<Op, ChatError> {
-        let (address, _) = self.own_message(chat, id)?;
+        let (address, message) = self.own_message(chat, id)?;
         let not_before = self.shown(chat).get(&address).map_or(0, |shown| shown.not_before);
         Ok(Op::Delete(Deletion {
             training: false,
             addresses: vec![address_text(&address)],
             ids: Vec::new(),
             not_before,
+            readers: self.told(message.readers.into_iter().chain(self.readers(chat))),
         }))
     }
 
@@ -289,14 +291,18 @@ impl ChatView<'_> {
         let own = shown.iter().filter(|(address, _)| address.pubkey == self.me);
         let head = self.chats.head_version(&key).map_or(0, |version| version.created_at);
         let head = head.max(self.chats.head(&key).map_or(0, |fields| fields.latest().second()));
-        let mut all = vec![(address_text(&key.head_address()), head)];
-        all.extend(own.map(|(address, shown)| (address_text(address), shown.not_before)));
-        let request = |part: &[(String, u64)]| {
+        let of_head = (address_text(&key.head_address()), head, self.readers(&key));
+        let of_message = |(address, shown): (&Address, &Shown)| {
+            (address_text(address), shown.not_before, shown.message.readers.clone())
+        };
+        let all: Vec<(String, u64, Vec<PublicKey>)> = iter::once(of_head).chain(own.map(of_message)).collect();
+        let request = |part: &[(String, u64, Vec<PublicKey>)]| {
             Op::Delete(Deletion {
                 training: false,
-                addresses: part.iter().map(|(address, _)| address.clone()).collect(),
+                addresses: part.iter().map(|(address, ..)| address.clone()).collect(),
                 ids: Vec::new(),
-                not_before: part.iter().map(|(_, not_before)| *not_before).max().unwrap_or(0),
+                not_before: part.iter().map(|(_, not_before, _)| *not_before).max().unwrap_or(0),
+                readers: self.told(part.iter().flat_map(|(_, _, readers)| readers).copied()),
             })
         };
         all.chunks(DELETED_AT_ONCE_MAX).map(request).collect()
@@ -312,9 +318,15 @@ impl ChatView<'_> {
         }
     }
 
+    /// Whom a deletion request names: each once, and no more than a message has readers.
+    fn told(&self, readers: impl Iterator<Item = PublicKey>) -> Vec<PublicKey> {
+        let others: BTreeSet<PublicKey> = readers.filter(|reader| *reader != self.me).collect();
+        others.into_iter().take(READERS_MAX).collect()
+    }
+
     fn readers(&self, chat: &ChatKey) -> Vec<PublicKey> {
         let taking_part = self.head(chat).shared_with();
-        let all = std::iter::once(chat.owner).chain(taking_part);
+        let all = iter::once(chat.owner).chain(taking_part);
         all.filter(|reader| *reader != self.me).collect()
     }
 }

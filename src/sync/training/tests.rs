@@ -4,6 +4,8 @@
 use super::*;
 use crate::protocol::Verified;
 use crate::sync::Absorbed;
+use crate::sync::clock::Hlc;
+use crate::sync::shape::Unsigned;
 use crate::sync::testing::{Desk, NOW_MS};
 
 fn terms(curators: &[PublicKey]) -> Terms {
@@ -95,7 +97,8 @@ fn status_is_merged_by_maximum() {
     let mark = |status| TrainingOp::Mark { target: given.id, author: of, status };
     let marks = [Status::Approved, Status::Rejected].map(|status| operator.say(Op::Training(mark(status)), NOW_MS));
     assert_eq!(operator.state.training.mark_as(&by, &given.id, Status::Rejected), None);
-    let deletion = Deletion { training: true, addresses: vec![], ids: vec![marks[0].id], not_before: 0 };
+    let deletion =
+        Deletion { training: true, addresses: vec![], ids: vec![marks[0].id], not_before: 0, readers: vec![] };
     let deletion = operator.say(Op::Delete(deletion), NOW_MS + 5_000);
     let own = giver.say(Op::Training(mark(Status::Rewarded)), NOW_MS);
     giver.take_all([&deletion, &marks[1], &own, &marks[0]]);
@@ -117,7 +120,7 @@ fn status_is_merged_by_maximum() {
 fn t06_withdrawal_is_the_givers() {
     let (mut giver, mut stranger) = (Desk::new(1, 1), Desk::new(2, 2));
     let given = contribute(&mut giver, "text");
-    let foreign = Deletion { training: true, addresses: vec![], ids: vec![given.id], not_before: 0 };
+    let foreign = Deletion { training: true, addresses: vec![], ids: vec![given.id], not_before: 0, readers: vec![] };
     let foreign = stranger.say(Op::Delete(foreign), NOW_MS + 1_000);
     giver.take(&foreign);
     let op = giver.state.training.withdraw(&giver.state.me(), &given.id).unwrap();

@@ -1,12 +1,15 @@
-// An app that knows only the page `src/sync/shapes.md` and the library nostr-tools: reads events of sledge, writes its own.
+// An app that knows only the page `src/sync/shapes.md` and the library nostr-tools: reads what sledge wrote from a relay, and
+// publishes its own there.
 //
-// In, on stdin: {"secret": hex, "events": [event, …]}. Out, on stdout: {"read": …, "wrote": [event, …]}.
+// In, on stdin: {"secret": hex, "relay": URL}. Out, on stdout: what it has read, as JSON.
 import { readFileSync } from "node:fs";
 import { createHash } from "node:crypto";
 import { finalizeEvent, getPublicKey, nip44, verifyEvent } from "nostr-tools";
+import { Relay, useWebSocketImplementation } from "nostr-tools/relay";
 import { hexToBytes } from "@noble/hashes/utils.js";
+import WebSocket from "ws";
 
-const { secret, events } = JSON.parse(readFileSync(0, "utf8"));
+const { secret, relay: url } = JSON.parse(readFileSync(0, "utf8"));
 const key = hexToBytes(secret);
 const me = getPublicKey(key);
 const self = nip44.v2.utils.getConversationKey(key, me);
@@ -39,6 +42,30 @@ function merge(into, fields) {
   return into;
 }
 
+// The relay gives labelled events only to who has proven the key (NIP-42), and takes them only from there.
+useWebSocketImplementation(WebSocket);
+const relay = new Relay(url);
+const asked = new Promise((resolve) => {
+  relay.onauth = async (template) => {
+    resolve();
+    return finalizeEvent(template, key);
+  };
+});
+await relay.connect();
+await asked;
+await relay.authPromise;
+const events = await new Promise((resolve, reject) => {
+  const found = [];
+  const subscription = relay.subscribe([{ authors: [me], "#L": [NAMESPACE] }], {
+    onevent: (event) => found.push(event),
+    oneose: () => {
+      resolve(found);
+      subscription.close();
+    },
+    onclose: reject,
+  });
+});
+
 // Reading.
 const read = { valid: events.every((event) => verifyEvent(event)), messages: [], head: {}, settings: {} };
 const named = new Set(events.flatMap((event) => event.tags.filter((tag) => tag[0] === "prev").map((tag) => tag[1])));
@@ -53,6 +80,7 @@ for (const event of events) {
     merge(read.settings, open(event).f);
   }
 }
+read.messages.sort((one, other) => (one.hlc < other.hlc ? -1 : 1));
 read.heads = events.filter((event) => schema(event) === "settings/1" && !named.has(event.id)).map((event) => event.id);
 read.training = events.filter((event) => schema(event) === "training/1").map((event) => ({
   text: event.content,
@@ -96,4 +124,7 @@ const deletion = sign(
   "",
 );
 
-process.stdout.write(JSON.stringify({ read, wrote: [message, headEvent, settings, deletion] }));
+// Each answer is awaited; a refusal ends the script.
+for (const event of [message, headEvent, settings, deletion]) await relay.publish(event);
+relay.close();
+process.stdout.write(JSON.stringify(read));
