@@ -101,7 +101,9 @@
 //! settings, `store::postgres` the store). Whoever writes holds a row lock to the end of the transaction, so events
 //! become visible in the order of their positions. What others stored comes with the next batch
 //! ([`store::Applied::others`]) or, when a notification wakes the writer, by itself ([`store::Store::news`]), and goes
-//! through the same fan-out: the point that divides stored from live holds for all of them.
+//! through the same fan-out: the point that divides stored from live holds for all of them. Retention is the same keeper
+//! (`store::quota`) on other ground, one process at a time. When the server goes away, [`config::postgres::hosts`] says
+//! where else the primary may be.
 //!
 //! # What a crash leaves
 //!
