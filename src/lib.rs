@@ -23,7 +23,8 @@
 //!   is comes in as an argument. [`protocol::Verified`] is the only thing a store accepts, and only
 //!   [`protocol::verify`] makes one.
 //! - [`store`]: the [`store::Store`] trait and the embedded store behind it: [`store::log`] (bytes of the event log),
-//!   [`store::record`] (bytes of one record), [`store::schema`] (every key of the index), [`store::index`] (sled or fjall, the
+//!   [`store::record`] (bytes of one record), [`store::hot`] (records that many
+//!   ask for, in memory), [`store::schema`] (every key of the index), [`store::index`] (sled or fjall, the
 //!   write buffer in front of it, the filter on ids), [`store::plan`], [`store::estimate`] and [`store::merge`] (from a filter to one stream,
 //!   newest first). [`store::backup`] copies the log, [`store::repair`] mends it. [`store::memory`] is the oracle: a
 //!   vector and the reference meaning.
