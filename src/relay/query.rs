@@ -27,6 +27,8 @@ use crate::store::{PageBudget, Position, Progress, Query, Row, Scan, Store, Stor
 
 /// Bytes of event JSON in one page; one event may exceed it.
 const PAGE_BYTES_MAX: usize = 64 * 1024;
+/// How long the first turn of a query takes at most.
+const FIRST_TURN_MAX: Duration = Duration::from_millis(2);
 
 /// What a query found, up to a pause or its end.
 #[derive(Debug)]
@@ -135,6 +137,12 @@ impl Job {
     /// The subscription or count that asked.
     pub fn serial(&self) -> Serial {
         self.serial
+    }
+
+    /// How long its next turn may take, of a slice of this length. The first is short: all new questions have theirs one
+    /// after another, and most need no second.
+    fn turn_of(&self, slice: Duration) -> Duration {
+        if self.worked.is_zero() { slice.min(FIRST_TURN_MAX) } else { slice }
     }
 
     fn asks_nothing(&self) -> bool {
@@ -369,7 +377,7 @@ impl Shared {
         if job.outbox.is_closed() {
             return;
         }
-        let (rows, progress) = match job.work(&*self.store, self.slice) {
+        let (rows, progress) = match job.work(&*self.store, job.turn_of(self.slice)) {
             Ok(found) => found,
             Err(error) => {
                 tracing::error!(%error, "a query failed");
@@ -424,6 +432,18 @@ mod tests {
             Outgoing::Page(page) => *page,
             other => panic!("unexpected {other:?}"),
         }
+    }
+
+    /// The first turn is short, the others are as long as the settings say.
+    #[test]
+    fn the_first_turn_is_short() {
+        let outbox = Outbox::new(1, 1 << 20);
+        let mut job = Job::rows(&outbox, 1, filters(&["{}"]), &limits(), Position(u64::MAX), everything(), NOW);
+        let slice = Duration::from_millis(10);
+        assert_eq!(job.turn_of(slice), FIRST_TURN_MAX);
+        assert_eq!(job.turn_of(Duration::from_millis(1)), Duration::from_millis(1));
+        job.work(&*store([NOW], ""), slice).unwrap();
+        assert_eq!(job.turn_of(slice), slice);
     }
 
     /// A store with notes at these times.
