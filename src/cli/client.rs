@@ -55,6 +55,8 @@ enum Visiting {
     Before,
     /// After the work, which writes.
     After,
+    /// Before and after: what is written depends on what the relays have.
+    Around,
     /// Not at all.
     Never,
 }
@@ -68,6 +70,12 @@ impl ProfileArgs {
     /// Does what writes, which is durable then, and brings it to relays as far as they can be reached.
     fn write<T>(&self, config: &Config, work: impl FnOnce(&Client) -> Result<T, Error>) -> Result<T, Error> {
         self.run(config, if self.offline { Visiting::Never } else { Visiting::After }, work)
+    }
+
+    /// Brings this device up to date as far as relays can be reached, does what writes in view of that, and brings it to
+    /// them.
+    fn exchange<T>(&self, config: &Config, work: impl FnOnce(&Client) -> Result<T, Error>) -> Result<T, Error> {
+        self.run(config, if self.offline { Visiting::Never } else { Visiting::Around }, work)
     }
 
     /// Does what concerns this device only.
@@ -98,11 +106,17 @@ impl ProfileArgs {
     ) -> Result<(), Error> {
         let client = self.open(config)?;
         super::remote::block_on(async {
-            if visiting == Visiting::Before {
+            if matches!(visiting, Visiting::Before | Visiting::Around) {
                 visit(&client, config).await;
             }
             let done = work(&client);
-            if visiting == Visiting::After && done.is_ok() {
+            let is_due = match visiting {
+                Visiting::After => true,
+                // Where nothing was written, the first visit has done everything.
+                Visiting::Around => client.status().borrow().waiting > 0,
+                Visiting::Before | Visiting::Never => false,
+            };
+            if is_due && done.is_ok() {
                 visit(&client, config).await;
             }
             let closed = client.close(CLOSE_TIME_MAX).await;

@@ -1,7 +1,7 @@
 //! `sledge import`.
 
 mod check;
-mod lines;
+pub(super) mod lines;
 pub mod migrate;
 mod own;
 mod relay;
@@ -9,7 +9,7 @@ mod tally;
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
@@ -52,7 +52,7 @@ pub struct ImportArgs {
 }
 
 /// How many bytes of a line one byte of an event may take: `\u0041` is an A.
-const JSON_BYTES_A_BYTE: usize = 6;
+pub(super) const JSON_BYTES_A_BYTE: usize = 6;
 
 /// How a run ended that did not fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,28 +64,33 @@ enum Ended {
 }
 
 impl ImportArgs {
-    fn reads_stdin(&self) -> bool {
-        self.file.as_os_str() == "-"
-    }
-
-    /// The file, and how many bytes it has if that is known.
-    fn open(&self) -> Result<(Box<dyn Read + Send>, Option<u64>), Error> {
-        if self.reads_stdin() {
-            return Ok((Box::new(std::io::stdin()), None));
-        }
-        let file = File::open(&self.file).map_err(Error::io("read", &self.file))?;
-        let metadata = file.metadata().map_err(Error::io("read", &self.file))?;
-        Ok((Box::new(file), metadata.is_file().then_some(metadata.len())))
-    }
-
     fn name(&self) -> String {
-        if self.reads_stdin() { "standard input".to_owned() } else { self.file.display().to_string() }
+        input_name(&self.file)
     }
+}
+
+/// A file, or standard input for `-`, and how many bytes it has if that is known.
+pub(super) fn open_input(file: &Path) -> Result<(Box<dyn Read + Send>, Option<u64>), Error> {
+    if is_stdin(file) {
+        return Ok((Box::new(std::io::stdin()), None));
+    }
+    let opened = File::open(file).map_err(Error::io("read", file))?;
+    let metadata = opened.metadata().map_err(Error::io("read", file))?;
+    Ok((Box::new(opened), metadata.is_file().then_some(metadata.len())))
+}
+
+/// What people call it.
+pub(super) fn input_name(file: &Path) -> String {
+    if is_stdin(file) { "standard input".to_owned() } else { file.display().to_string() }
+}
+
+fn is_stdin(file: &Path) -> bool {
+    file.as_os_str() == "-"
 }
 
 /// Imports, and tells what came of it.
 pub fn run(args: &ImportArgs, config: &Arc<Config>, out: &mut impl Write) -> Result<ExitCode, Error> {
-    let (input, bytes) = args.open()?;
+    let (input, bytes) = open_input(&args.file)?;
     let access = store::open_or_reach(config)?;
     if let Access::Own(opened) = &access {
         // Only makes the message better that others get meanwhile.

@@ -22,6 +22,7 @@ use crate::protocol::{Event, EventId, Filter, PublicKey};
 use crate::store::StoreError;
 use crate::sync::chat::{ChatError, ChatKey, HeadView, MessageView};
 use crate::sync::draft::{Op, Plain};
+use crate::sync::import::{OldChat, Tally};
 use crate::sync::outbox::{RelayUrl, Seq};
 use crate::sync::settings::{self, Conflict, StaysHere};
 use crate::sync::training::{self, Consent, Contribution, NotContributed, Quality, Terms};
@@ -262,6 +263,14 @@ impl Chats<'_> {
         let op = self.0.see(|all, drafts| all.chat_view(drafts.iter().copied()).delete(chat, message))??;
         self.0.write(vec![op])?;
         Ok(())
+    }
+
+    /// Takes in chats of the older shape, all or none; what became of each message. See [`Profile::import`].
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn import(&self, old: &[OldChat]) -> Result<Tally, ClientError> {
+        Ok(self.0.import(old)?)
     }
 
     /// Deletes an own chat and the own messages in it.

@@ -15,6 +15,7 @@
 //! crash cuts off is done at the next start: every signed event of the outbox is put into the cache again, which does
 //! nothing where it is there.
 
+mod importing;
 mod letters;
 mod relaying;
 

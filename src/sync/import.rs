@@ -1,14 +1,17 @@
 //! The older shapes of chats: one event with a `messages` array, and the Onyx app's SQLite table `chats`.
 //!
-//! In: such a chat. Out: drafts of one message each, dated by what the old chat says. Every id and stamp follows from the
-//! old content alone, so importing twice, or on two devices, adds nothing.
+//! In: such chats. Out: drafts of one message each, dated by what the old chat says. Every id and stamp follows from the
+//! old content alone, so importing twice, or on two devices, adds nothing. What is known or waits already is passed over,
+//! what was deleted does not come back.
 //!
 //! The table is read as `sqlite3 -json onyx.db "SELECT id, messages FROM chats"` prints it: a user has that tool or
 //! gets it in a minute, while a SQLite library would add more to the binary than the whole sync engine.
 
-use std::collections::BTreeSet;
+mod dates;
 
-use serde::Deserialize;
+use std::collections::{BTreeSet, HashMap};
+
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
@@ -17,12 +20,15 @@ use super::cipher::{self, Cipher, PLAINTEXT_BYTES_MAX};
 use super::clock::{Device, Hlc, Written};
 use super::draft::{Draft, Op};
 use super::fields::Fields;
-use crate::protocol::{Event, PublicKey};
+use super::shape::CHAT;
+use crate::protocol::{Event, PublicKey, label};
+use dates::time_ms;
 
 /// The time of messages without one: they come first, in their order. 2020-01-01.
 const UNDATED_MS: u64 = 1_577_836_800_000;
-/// Numbers below this are seconds, above it milliseconds: the year 1973 in the one, 5138 in the other.
-const SECONDS_BELOW: u64 = 100_000_000_000;
+/// How far a date may lie ahead: as far as relays take it. One beyond that is wrong, and would push every later write of
+/// the user into the future too, since a write is dated after all that its writer has seen.
+const AHEAD_MS_MAX: u64 = 900_000;
 
 /// A chat in an older shape.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,10 +46,37 @@ pub struct OldChat {
 pub struct Imported {
     /// What is to be put into the outbox.
     pub drafts: Vec<Draft>,
-    /// Messages that are there already, or were deleted.
+    /// The messages, counted.
+    pub tally: Tally,
+}
+
+/// What became of the messages of old chats.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Tally {
+    /// Messages that are new here.
+    pub imported: usize,
+    /// Messages that are here already, or were deleted.
     pub known: usize,
-    /// Ids of messages that one event cannot hold.
-    pub too_long: Vec<String>,
+    /// Messages that one event cannot hold.
+    pub too_long: Vec<TooLong>,
+}
+
+/// A message that one event cannot hold.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct TooLong {
+    /// Its chat.
+    pub chat: String,
+    /// Its id in the old chat; where it has none, the one that it would get.
+    pub message: String,
+}
+
+impl Tally {
+    /// Counts other messages too.
+    pub fn add(&mut self, other: Tally) {
+        self.imported += other.imported;
+        self.known += other.known;
+        self.too_long.extend(other.too_long);
+    }
 }
 
 /// The secret key that the older app made of a mnemonic: the SHA-256 of its text. NIP-06 makes another one.
@@ -51,84 +84,141 @@ pub fn old_secret_key(mnemonic: &str) -> [u8; 32] {
     Sha256::digest(mnemonic).into()
 }
 
-/// Reads a chat of the older shape from an event: `{"messages":[…]}` or the bare array, in the clear or sealed for
-/// oneself. `None` for any other event.
+/// Whether an event could hold a chat of the older shape: kind 30001 without our label. Lists of bookmarks could too.
+pub fn may_hold_chat(event: &Event) -> bool {
+    event.kind == CHAT && !label::is_labelled(event)
+}
+
+/// Reads a chat of the older shape from an event of the cipher's own key: `{"messages":[…]}` or the bare array, in the
+/// clear or sealed for oneself. `None` for any other event, such as a list of bookmarks.
 pub fn from_event(event: &Event, cipher: &dyn Cipher) -> Option<OldChat> {
+    if !may_hold_chat(event) || event.pubkey != cipher.pubkey() {
+        return None;
+    }
     let id = event.tags.find("d").and_then(|tag| tag.value())?;
     let read = |text: &str| serde_json::from_str::<Value>(text).ok();
     let body =
         read(&event.content).or_else(|| read(&cipher::open(cipher, &event.pubkey, &event.tags, &event.content)?))?;
     let title = event.tags.find("title").and_then(|tag| tag.value()).map(str::to_owned);
     let in_body = body.get("title").and_then(Value::as_str).map(str::to_owned);
-    let messages = body.get("messages").unwrap_or(&body);
-    Some(OldChat { id: id.to_owned(), title: title.or(in_body), messages: objects(messages)? })
+    let messages = objects(body.get("messages").unwrap_or(&body))?;
+    // An empty array is what an empty list of bookmarks seals.
+    (!messages.is_empty() || body.is_object()).then(|| OldChat {
+        id: id.to_owned(),
+        title: title.or(in_body),
+        messages,
+    })
 }
 
-/// Reads what `sqlite3 -json` prints of the table `chats`: rows of `id` and `messages`, the latter JSON in a string.
+/// Reads what `sqlite3 -json` prints of the table `chats`: rows of `id` and `messages`, the latter JSON in a string. Of
+/// a row that holds no chat comes what is wrong with it.
 ///
 /// # Errors
-/// The row, counted from 1, and what is wrong with it; 0 when the text is no list of rows at all.
-pub fn from_sqlite_json(text: &str) -> Result<Vec<OldChat>, (usize, String)> {
+/// When the text is no list of rows at all.
+pub fn from_sqlite_json(text: &str) -> Result<Vec<Result<OldChat, String>>, String> {
+    if text.trim().is_empty() {
+        // What sqlite3 prints of an empty table.
+        return Ok(Vec::new());
+    }
+    let rows: Vec<Value> = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    Ok(rows.into_iter().map(from_row).collect())
+}
+
+fn from_row(row: Value) -> Result<OldChat, String> {
     #[derive(Deserialize)]
     struct Row {
         id: String,
         messages: Option<String>,
         title: Option<String>,
     }
-    if text.trim().is_empty() {
-        // What sqlite3 prints of an empty table.
-        return Ok(Vec::new());
-    }
-    let rows: Vec<Value> = serde_json::from_str(text).map_err(|error| (0, error.to_string()))?;
-    let read = |(number, row): (usize, Value)| {
-        let row: Row = serde_json::from_value(row).map_err(|error| (number + 1, error.to_string()))?;
-        let messages = row.messages.as_deref().unwrap_or("[]");
-        let messages: Value = serde_json::from_str(messages).map_err(|error| (number + 1, error.to_string()))?;
-        let messages = objects(&messages).ok_or_else(|| (number + 1, "messages is no list of objects".to_owned()))?;
-        Ok(OldChat { id: row.id, title: row.title, messages })
-    };
-    rows.into_iter().enumerate().map(read).collect()
+    let row: Row = serde_json::from_value(row).map_err(|error| error.to_string())?;
+    let messages: Value =
+        serde_json::from_str(row.messages.as_deref().unwrap_or("[]")).map_err(|error| format!("messages: {error}"))?;
+    let messages = objects(&messages).ok_or("messages is no list of objects")?;
+    Ok(OldChat { id: row.id, title: row.title, messages })
 }
 
 fn objects(list: &Value) -> Option<Vec<Map<String, Value>>> {
     list.as_array()?.iter().map(|item| item.as_object().cloned()).collect()
 }
 
-/// What is new of an old chat, each message following the one before it. `drafts` are those that wait already.
-pub fn explode<'d>(
+/// What is new of old chats, each message following the one before it. `waits` says of a [`Draft::merge_key`] whether a
+/// draft of that key waits already; `now_ms` is the time.
+pub fn explode<'o>(
     chats: &Chats,
     me: PublicKey,
-    old: &OldChat,
-    drafts: impl IntoIterator<Item = &'d Draft>,
+    old: impl IntoIterator<Item = &'o OldChat>,
+    waits: impl Fn(&str) -> bool,
+    now_ms: u64,
 ) -> Imported {
-    let chat = ChatKey { owner: me, id: old.id.clone() };
-    let waiting: BTreeSet<String> = drafts.into_iter().filter_map(Draft::merge_key).collect();
+    let mut made = BTreeSet::new();
+    let mut is_new = |draft: &Draft| draft.merge_key().is_some_and(|key| !waits(&key) && made.insert(key));
     let mut imported = Imported::default();
-    let mut parents: Vec<String> = Vec::new();
-    let mut at_ms = UNDATED_MS;
-    for (number, fields) in old.messages.iter().enumerate() {
-        let created_at = fields.get("createdAt").unwrap_or(&Value::Null);
-        // Without a time of its own a message follows the one before it.
-        at_ms = time_ms(created_at).unwrap_or(at_ms + 1);
-        let counter = u16::try_from(number).unwrap_or(u16::MAX);
-        let stamp = Hlc { counter, ..Hlc::at(at_ms, Device::IMPORT) };
-        let draft = exploded(me, &chat, fields, stamp, &parents);
-        let Op::Message(message) = &draft.op else { continue };
-        parents = vec![message.id.clone()];
-        let address = message::address(me, &chat.id, &message.id);
-        let too_long = message.content.len() + message.meta.to_string().len() > PLAINTEXT_BYTES_MAX / 2;
-        if chats.knows(&address) || draft.merge_key().is_some_and(|key| waiting.contains(&key)) {
-            imported.known += 1;
-        } else if too_long && sealed_length(message) > PLAINTEXT_BYTES_MAX {
-            imported.too_long.push(message.id.clone());
-        } else {
-            imported.drafts.push(draft);
-        }
+    for old in old {
+        let chat = ChatKey { owner: me, id: old.id.clone() };
+        explode_messages(chats, &chat, old, &mut is_new, now_ms, &mut imported);
+        imported.drafts.extend(title(chats, &chat, old).filter(&mut is_new));
     }
     imported
-        .drafts
-        .extend(title(chats, &chat, old).filter(|draft| draft.merge_key().is_none_or(|key| !waiting.contains(&key))));
-    imported
+}
+
+fn explode_messages(
+    chats: &Chats,
+    chat: &ChatKey,
+    old: &OldChat,
+    is_new: &mut impl FnMut(&Draft) -> bool,
+    now_ms: u64,
+    imported: &mut Imported,
+) {
+    let mut seen: HashMap<String, &Map<String, Value>> = HashMap::new();
+    let mut before: Option<String> = None;
+    let mut at_ms = UNDATED_MS;
+    for (place, fields) in old.messages.iter().enumerate() {
+        let id = message_id(chat, fields, place, &seen);
+        if seen.insert(id.clone(), fields).is_some() {
+            imported.tally.known += 1;
+            continue;
+        }
+        let date_ms = fields.get("createdAt").and_then(time_ms).filter(|ms| *ms <= now_ms.saturating_add(AHEAD_MS_MAX));
+        // Without a time of its own a message follows the one before it.
+        at_ms = date_ms.unwrap_or(at_ms + 1);
+        let counter = u16::try_from(place).unwrap_or(u16::MAX);
+        let stamp = Hlc { counter, ..Hlc::at(at_ms, Device::IMPORT) };
+        let message = exploded(chat, &id, fields, stamp, before.replace(id.clone()));
+        let is_known = chats.knows(&message::address(chat.owner, &chat.id, &id));
+        let is_too_long = sealed_length(&message) > PLAINTEXT_BYTES_MAX;
+        let draft = dated(Op::Message(message), stamp);
+        if is_known {
+            imported.tally.known += 1;
+        } else if is_too_long {
+            let message = fields.get("id").map(text_of).filter(|id| !id.is_empty()).unwrap_or(id);
+            imported.tally.too_long.push(TooLong { chat: chat.id.clone(), message });
+        } else if is_new(&draft) {
+            imported.tally.imported += 1;
+            imported.drafts.push(draft);
+        } else {
+            imported.tally.known += 1;
+        }
+    }
+}
+
+/// The id of a message by the documented rule. Another message of the chat may have it already, mostly where the old app
+/// gave neither ids nor times: then the place in the chat tells the two apart. A message that is there twice, word for
+/// word and with an id, is one.
+fn message_id(
+    chat: &ChatKey,
+    fields: &Map<String, Value>,
+    place: usize,
+    seen: &HashMap<String, &Map<String, Value>>,
+) -> String {
+    let text = |name: &str| fields.get(name).map(text_of).unwrap_or_default();
+    let (old_id, created_at, role) = (text("id"), text("createdAt"), text("role"));
+    let id = old_message_id(&chat.owner, &chat.id, &old_id, &created_at, &role);
+    match seen.get(&id) {
+        None => id,
+        Some(same) if !old_id.is_empty() && *same == fields => id,
+        Some(_) => old_message_id(&chat.owner, &chat.id, &format!("{old_id}#{place}"), &created_at, &role),
+    }
 }
 
 /// A bound of what a message takes as JSON.
@@ -144,32 +234,26 @@ fn title(chats: &Chats, chat: &ChatKey, old: &OldChat) -> Option<Draft> {
         return None;
     }
     let fields = [(TITLE.to_owned(), Value::from(title.as_str()))].into();
-    Some(dated(
-        Op::Head { chat: chat.id.clone(), fields, known: Fields::default() },
-        Hlc::at(UNDATED_MS, Device::IMPORT),
-    ))
+    let op = Op::Head { chat: chat.id.clone(), fields, known: Fields::default() };
+    Some(dated(op, Hlc::at(UNDATED_MS, Device::IMPORT)))
 }
 
-fn exploded(me: PublicKey, chat: &ChatKey, fields: &Map<String, Value>, stamp: Hlc, parents: &[String]) -> Draft {
-    let text = |name: &str| fields.get(name).map(text_of).unwrap_or_default();
-    let role = text("role");
-    let id = old_message_id(&me, &chat.id, &text("id"), &text("createdAt"), &role);
+fn exploded(chat: &ChatKey, id: &str, fields: &Map<String, Value>, stamp: Hlc, before: Option<String>) -> MessageDraft {
     let mut meta = fields.clone();
     for name in ["id", "role", "content", "createdAt"] {
         meta.remove(name);
     }
-    let op = Op::Message(MessageDraft {
+    MessageDraft {
         chat: chat.clone(),
-        id,
-        role,
+        id: id.to_owned(),
+        role: fields.get("role").map(text_of).unwrap_or_default(),
         content: fields.get("content").map(content_of).unwrap_or_default(),
         first: Some((stamp.wall_ms, stamp)),
-        parents: parents.to_vec(),
+        parents: before.into_iter().collect(),
         meta: if meta.is_empty() { Value::Null } else { Value::Object(meta) },
         readers: Vec::new(),
         after: None,
-    });
-    dated(op, stamp)
+    }
 }
 
 fn dated(op: Op, stamp: Hlc) -> Draft {
@@ -203,42 +287,6 @@ fn content_of(value: &Value) -> String {
     }
 }
 
-/// A time as JavaScript writes it: a number of seconds or milliseconds, or `2024-12-05T10:20:30.123Z`.
-fn time_ms(value: &Value) -> Option<u64> {
-    match value {
-        Value::Number(number) => {
-            let number = number.as_u64().or_else(|| number.as_f64().filter(|n| *n > 0.0).map(|n| n as u64))?;
-            Some(if number < SECONDS_BELOW { number.checked_mul(1000)? } else { number })
-        }
-        Value::String(text) => iso_ms(text).or_else(|| time_ms(&Value::from(text.parse::<u64>().ok()?))),
-        _ => None,
-    }
-}
-
-fn iso_ms(text: &str) -> Option<u64> {
-    let (date, time) = text.strip_suffix('Z')?.split_once('T')?;
-    let mut date = date.split('-').map(|part| part.parse::<u64>().ok());
-    let (year, month, day) = (date.next()??, date.next()??, date.next()??);
-    let (clock, fraction) = time.split_once('.').unwrap_or((time, "0"));
-    let mut clock = clock.split(':').map(|part| part.parse::<u64>().ok());
-    let (hour, minute, second) = (clock.next()??, clock.next()??, clock.next()??);
-    let millis: u64 = format!("{fraction:0<3}").get(..3)?.parse().ok()?;
-    let ranges = (1970..10_000).contains(&year) && (1..=12).contains(&month) && (1..=31).contains(&day);
-    if !ranges || hour > 23 || minute > 59 || second > 60 {
-        return None;
-    }
-    Some((((days(year, month, day) * 24 + hour) * 60 + minute) * 60 + second) * 1000 + millis)
-}
-
-/// Days from 1970-01-01 to a date of the Gregorian calendar.
-fn days(year: u64, month: u64, day: u64) -> u64 {
-    let leap_days = |year: u64| year / 4 - year / 100 + year / 400;
-    let is_leap = leap_days(year) != leap_days(year - 1);
-    const BEFORE_MONTH: [u64; 12] = [0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334];
-    let in_year = BEFORE_MONTH[month as usize - 1] + u64::from(is_leap && month > 2) + day - 1;
-    (year - 1970) * 365 + leap_days(year - 1) - leap_days(1969) + in_year
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -253,16 +301,38 @@ mod tests {
 
     fn old_chat() -> OldChat {
         let rows = json!([{"id": "chat1", "messages": OLD}]).to_string();
-        OldChat { title: Some("Old".to_owned()), ..from_sqlite_json(&rows).unwrap().remove(0) }
+        OldChat { title: Some("Old".to_owned()), ..from_sqlite_json(&rows).unwrap().remove(0).unwrap() }
     }
 
-    fn import(desk: &mut Desk) -> Imported {
-        let imported = explode(&desk.state.chats, desk.state.me(), &old_chat(), []);
+    /// When the tests import: after the dates of [`OLD`].
+    const TODAY_MS: u64 = 1_800_000_000_000;
+
+    /// What `old` comes to at a desk where drafts of `waiting` wait.
+    fn exploded_at(desk: &Desk, old: &OldChat, waiting: &[Draft]) -> Imported {
+        let waiting: BTreeSet<String> = waiting.iter().filter_map(Draft::merge_key).collect();
+        explode(&desk.state.chats, desk.state.me(), [old], |key| waiting.contains(key), TODAY_MS)
+    }
+
+    fn import_of(desk: &mut Desk, old: &OldChat) -> Imported {
+        let imported = exploded_at(desk, old, &[]);
         for draft in &imported.drafts {
             let event = desk.build(&[draft]).unwrap();
             desk.take(&event);
         }
         imported
+    }
+
+    fn import(desk: &mut Desk) -> Imported {
+        import_of(desk, &old_chat())
+    }
+
+    fn messages_of(desk: &Desk) -> Vec<crate::sync::chat::Message> {
+        let chat = ChatKey { owner: desk.state.me(), id: "chat1".to_owned() };
+        desk.state.chat_view([]).messages(&chat).into_iter().map(|view| view.message).collect()
+    }
+
+    fn chat_of(messages: Value) -> OldChat {
+        OldChat { id: "chat1".to_owned(), title: None, messages: objects(&messages).unwrap() }
     }
 
     /// Every message once, in its order, dated as it was; what the old shape knew besides stays in `meta`.
@@ -296,17 +366,18 @@ mod tests {
         let first = import(&mut a);
         assert_eq!(import(&mut b).drafts.len(), 4);
         let chat = ChatKey { owner: a.state.me(), id: "chat1".to_owned() };
-        let ids = |desk: &Desk| {
-            desk.state.chat_view([]).messages(&chat).into_iter().map(|view| view.message.id).collect::<Vec<_>>()
-        };
+        let ids = |desk: &Desk| messages_of(desk).into_iter().map(|message| message.id).collect::<Vec<_>>();
         assert_eq!(ids(&a), ids(&b));
         let id = ids(&a)[0].clone();
         let deletion = a.state.chat_view([]).delete(&chat, &id).unwrap();
         a.say(deletion, NOW_MS);
         let again = import(&mut a);
-        assert_eq!((again.drafts.len(), again.known), (0, 3));
-        let waiting = explode(&Desk::new(1, 3).state.chats, a.state.me(), &old_chat(), &first.drafts);
-        assert_eq!((waiting.drafts.len(), waiting.known), (0, 3));
+        assert_eq!((again.drafts.len(), again.tally.known), (0, 3));
+        let waiting = exploded_at(&Desk::new(1, 3), &old_chat(), &first.drafts);
+        assert_eq!((waiting.drafts.len(), waiting.tally.known), (0, 3));
+        let twice = [&old_chat(), &old_chat()];
+        let twice = explode(&Desk::new(1, 4).state.chats, a.state.me(), twice, |_| false, TODAY_MS);
+        assert_eq!((twice.drafts, twice.tally.known), (first.drafts, 3));
     }
 
     /// From an event, in the clear and sealed; other events are not taken for chats.
@@ -322,34 +393,88 @@ mod tests {
         for content in ["", "{}", "[1]", "text", r#"{"messages":1}"#] {
             assert_eq!(from_event(&event(content), &desk.cipher), None, "{content}");
         }
-        let row = |row: &str| from_sqlite_json(row).map_err(|(number, _)| number);
-        assert_eq!(row(""), Ok(vec![]));
-        assert_eq!(row("x"), Err(0));
-        assert_eq!(row(r#"[{"id":"a","messages":null},{"id":1}]"#), Err(2));
-        assert_eq!(row(r#"[{"id":"a","messages":"{"}]"#), Err(1));
+        let empty = r#"{"messages":[],"title":"Old"}"#;
+        let nothing = OldChat { messages: Vec::new(), ..old_chat() };
+        assert_eq!(from_event(&event(empty), &desk.cipher), Some(nothing));
+        let labelled = [vec!["d", "chat1"], vec!["L", label::NAMESPACE]];
+        assert_eq!(from_event(&desk.author.event(30_001, 1, &labelled, OLD), &desk.cipher), None);
+        assert_eq!(from_event(&desk.author.event(30_003, 1, &[vec!["d", "chat1"]], OLD), &desk.cipher), None);
+        assert_eq!(from_event(&event(OLD), &Desk::new(2, 1).cipher), None);
     }
 
-    /// Ids and times are those that any other importer of the documented rule makes.
+    /// Of a table each row is read by itself.
     #[test]
-    fn ids_and_times() {
+    fn from_rows() {
+        let read = |text: &str| {
+            let rows = from_sqlite_json(text)?;
+            Ok::<_, String>(rows.into_iter().map(|row| row.map_or(usize::MAX, |chat| chat.messages.len())).collect())
+        };
+        let bad = usize::MAX;
+        assert_eq!(read(""), Ok(vec![]));
+        assert!(read("x").is_err() && read("{}").is_err());
+        let rows = [
+            r#"{"id":"a","messages":null}"#,
+            r#"{"id":1}"#,
+            r#"{"id":"a","messages":"{"}"#,
+            r#"{"id":"a","messages":"[1]"}"#,
+            r#"{"id":"b","title":null,"messages":"[{}]"}"#,
+        ];
+        assert_eq!(read(&format!("[{}]", rows.join(","))), Ok(vec![0, bad, bad, bad, 1]));
+    }
+
+    /// Messages that the rule gives one id are all kept, unless they are one message word for word; again, nothing is
+    /// added.
+    #[test]
+    fn messages_without_ids_are_all_kept() {
+        let old = chat_of(json!([
+            {"role": "user", "content": "yes"}, {"role": "user", "content": "no"}, {"role": "user", "content": "yes"},
+            {"id": "a", "content": "one"}, {"id": "a", "content": "one"}, {"id": "a", "content": "two"},
+        ]));
+        let mut desk = Desk::new(1, 1);
+        let tally = import_of(&mut desk, &old).tally;
+        assert_eq!((tally.imported, tally.known), (5, 1));
+        let contents: Vec<String> = messages_of(&desk).into_iter().map(|message| message.content).collect();
+        assert_eq!(contents, ["yes", "no", "yes", "one", "two"]);
+        let again = import_of(&mut desk, &old);
+        assert_eq!((again.drafts.len(), again.tally.known), (0, 6));
+    }
+
+    /// A date that is still to come does not date the message, and so none of what the user writes later.
+    #[test]
+    fn dates_to_come_do_not_spoil_the_clock() {
+        let (early, late) = (TODAY_MS - 5_000, TODAY_MS + AHEAD_MS_MAX + 1);
+        let old = chat_of(json!([{"id": "a", "createdAt": early}, {"id": "b", "createdAt": late},
+            {"id": "c", "createdAt": u64::MAX}, {"id": "d", "createdAt": "9999-01-01T00:00:00Z"}]));
+        let mut desk = Desk::new(1, 1);
+        assert_eq!(import_of(&mut desk, &old).tally.imported, 4);
+        let dates: Vec<u64> = messages_of(&desk).iter().map(|message| message.created_at_ms).collect();
+        assert_eq!(dates, [early, early + 1, early + 2, early + 3]);
+        assert_eq!(desk.clock.write(TODAY_MS).stamp.wall_ms, TODAY_MS);
+    }
+
+    /// What one event cannot hold is named by its old id, however its length comes about; the others are imported.
+    #[test]
+    fn messages_that_are_too_long_are_named() {
+        let long = |text: &str| text.repeat(PLAINTEXT_BYTES_MAX / text.len());
+        let old = chat_of(json!([
+            {"id": "plain", "content": long("x")}, {"id": "escaped", "content": "\u{1}".repeat(20_000)},
+            {"id": "meta", "other": long("x")}, {"content": long("ä")}, {"id": "fits", "content": "x".repeat(64_000)},
+        ]));
+        let mut desk = Desk::new(1, 1);
+        let imported = import_of(&mut desk, &old);
+        assert_eq!((imported.tally.imported, messages_of(&desk)[0].content.len()), (1, 64_000));
+        let named: Vec<&str> = imported.tally.too_long.iter().map(|one| one.message.as_str()).collect();
+        let without = old_message_id(&desk.state.me(), "chat1", "", "", "");
+        assert_eq!(named, ["plain", "escaped", "meta", &without]);
+    }
+
+    /// Ids are those that any other importer of the documented rule makes.
+    #[test]
+    fn ids_follow_the_documented_rule() {
         let id = old_message_id(&PublicKey([0; 32]), "chat1", "a", "1", "user");
         let hash = Sha256::digest(format!("{}|chat1|a|1|user", "0".repeat(64)));
         assert_eq!(id.replace('-', ""), faster_hex::hex_string(&hash[..16]));
         assert_eq!(id.len(), 36);
-        for (time, expected) in [
-            (json!("1970-01-01T00:00:00Z"), Some(0)),
-            (json!("2000-02-29T23:59:59.5Z"), Some(951_868_799_500)),
-            (json!("2023-03-01T00:00:00.000Z"), Some(1_677_628_800_000)),
-            (json!(1_700_000_000), Some(1_700_000_000_000)),
-            (json!(1_700_000_000_123_u64), Some(1_700_000_000_123)),
-            (json!("1700000000"), Some(1_700_000_000_000)),
-            (json!("yesterday"), None),
-            (json!("2023-13-01T00:00:00Z"), None),
-            (json!(-5), None),
-            (json!(null), None),
-        ] {
-            assert_eq!(time_ms(&time), expected, "{time}");
-        }
         assert_eq!(faster_hex::hex_string(&old_secret_key("abc"))[..16], *"ba7816bf8f01cfea");
     }
 }

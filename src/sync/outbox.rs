@@ -428,6 +428,11 @@ impl Outbox {
         })
     }
 
+    /// Whether a draft of this [`Draft::merge_key`] waits.
+    pub fn waits(&self, merge_key: &str) -> bool {
+        self.told_together.contains_key(merge_key)
+    }
+
     /// What relays refused for good: entry, relay, what it said.
     pub fn dead_letters(&self) -> impl Iterator<Item = (Seq, &RelayUrl, &str)> {
         self.entries.iter().flat_map(|(seq, entry)| {

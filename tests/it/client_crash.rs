@@ -14,7 +14,7 @@ use super::support::client::soon;
 use super::support::device::{quick, signed, today};
 use super::support::{Binary, Device};
 
-const NSEC: &str = "nsec1vl029mgpspedva04g90vltkh6fvh240zqtv9k0t9af8935ke9laqsnlfe5";
+pub const NSEC: &str = "nsec1vl029mgpspedva04g90vltkh6fvh240zqtv9k0t9af8935ke9laqsnlfe5";
 
 /// A laptop: a working directory with settings, a key and a profile.
 pub fn laptop(relays: &[String]) -> Binary {

@@ -10,6 +10,7 @@ mod backup;
 mod cli;
 mod client_cli;
 mod client_crash;
+mod client_import;
 mod client_link;
 mod client_refusals;
 mod client_sync;

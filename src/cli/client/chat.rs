@@ -1,5 +1,7 @@
 //! `sledge chat`.
 
+mod import;
+
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -22,7 +24,8 @@ pub struct ChatArgs {
     command: ChatCommand,
 }
 
-/// What to do with chats.
+/// What to do with chats. The help of `import` stands with its arguments.
+#[allow(missing_docs)]
 #[derive(Debug, Subcommand)]
 pub enum ChatCommand {
     /// Begin a chat
@@ -108,6 +111,7 @@ pub enum ChatCommand {
         #[arg(long, value_name = "BOOL")]
         training: Option<bool>,
     },
+    Import(import::ImportArgs),
 }
 
 /// Runs `chat`.
@@ -152,6 +156,7 @@ pub fn run(args: &ChatArgs, config: &Config, out: &mut impl Write) -> Result<Exi
             })?;
             String::new()
         }
+        ChatCommand::Import(args) => return import::run(args, profile, config, out),
     };
     super::super::print(out, &text)?;
     Ok(ExitCode::SUCCESS)

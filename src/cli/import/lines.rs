@@ -13,6 +13,25 @@ const CHUNK_BYTES: usize = 256 * 1024;
 
 const BUFFER_BYTES: usize = 256 * 1024;
 
+/// The text of a file.
+pub type Text = BufReader<Box<dyn Read + Send>>;
+
+/// The text of a plain or gzip file: which it is, its first bytes tell.
+///
+/// # Errors
+/// When nothing can be read.
+pub fn unpacked(mut input: impl Read + Send + 'static) -> io::Result<Text> {
+    let mut magic = Vec::new();
+    input.by_ref().take(GZIP_MAGIC.len() as u64).read_to_end(&mut magic)?;
+    let is_gzip = magic == GZIP_MAGIC;
+    let whole = Cursor::new(magic).chain(input);
+    let input: Box<dyn Read + Send> = match is_gzip {
+        true => Box::new(MultiGzDecoder::new(BufReader::with_capacity(BUFFER_BYTES, whole))),
+        false => Box::new(whole),
+    };
+    Ok(BufReader::with_capacity(BUFFER_BYTES, input))
+}
+
 /// Some successive lines.
 #[derive(Debug, Default)]
 pub struct Chunk {
@@ -43,7 +62,7 @@ impl Chunk {
 
 /// Reads chunks.
 pub struct Lines {
-    input: BufReader<Box<dyn Read + Send>>,
+    input: Text,
     line_bytes_max: usize,
     /// Lines seen so far.
     number: u64,
@@ -57,17 +76,13 @@ impl Lines {
     ///
     /// # Errors
     /// When nothing can be read.
-    pub fn new(mut input: impl Read + Send + 'static, line_bytes_max: usize) -> io::Result<Lines> {
-        let mut magic = Vec::new();
-        input.by_ref().take(GZIP_MAGIC.len() as u64).read_to_end(&mut magic)?;
-        let is_gzip = magic == GZIP_MAGIC;
-        let whole = Cursor::new(magic).chain(input);
-        let input: Box<dyn Read + Send> = match is_gzip {
-            true => Box::new(MultiGzDecoder::new(BufReader::with_capacity(BUFFER_BYTES, whole))),
-            false => Box::new(whole),
-        };
-        let input = BufReader::with_capacity(BUFFER_BYTES, input);
-        Ok(Lines { input, line_bytes_max, number: 0, failed: None })
+    pub fn new(input: impl Read + Send + 'static, line_bytes_max: usize) -> io::Result<Lines> {
+        Ok(Lines::of(unpacked(input)?, line_bytes_max))
+    }
+
+    /// Lines of a text.
+    pub fn of(input: Text, line_bytes_max: usize) -> Lines {
+        Lines { input, line_bytes_max, number: 0, failed: None }
     }
 
     /// The next lines; `None` at the end. A chunk is complete when it is large, or when the input would have to be
