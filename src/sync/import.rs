@@ -11,7 +11,7 @@ mod dates;
 
 use std::collections::{BTreeSet, HashMap};
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
@@ -125,17 +125,16 @@ pub fn from_sqlite_json(text: &str) -> Result<Vec<Result<OldChat, String>>, Stri
 }
 
 fn from_row(row: Value) -> Result<OldChat, String> {
-    #[derive(Deserialize)]
-    struct Row {
-        id: String,
-        messages: Option<String>,
-        title: Option<String>,
-    }
-    let row: Row = serde_json::from_value(row).map_err(|error| error.to_string())?;
-    let messages: Value =
-        serde_json::from_str(row.messages.as_deref().unwrap_or("[]")).map_err(|error| format!("messages: {error}"))?;
-    let messages = objects(&messages).ok_or("messages is no list of objects")?;
-    Ok(OldChat { id: row.id, title: row.title, messages })
+    let id = row.get("id").filter(|id| id.is_string() || id.is_number()).ok_or("it has no `id`")?;
+    let messages = match row.get("messages") {
+        Some(Value::String(json)) => serde_json::from_str(json).map_err(|error| format!("`messages`: {error}"))?,
+        // A chat that nothing was said in yet.
+        None | Some(Value::Null) => Value::Array(Vec::new()),
+        Some(other) => other.clone(),
+    };
+    let messages = objects(&messages).ok_or("`messages` is no list of objects")?;
+    let title = row.get("title").and_then(Value::as_str).map(str::to_owned);
+    Ok(OldChat { id: text_of(id), title, messages })
 }
 
 fn objects(list: &Value) -> Option<Vec<Map<String, Value>>> {
@@ -184,9 +183,12 @@ fn explode_messages(
         at_ms = date_ms.unwrap_or(at_ms + 1);
         let counter = u16::try_from(place).unwrap_or(u16::MAX);
         let stamp = Hlc { counter, ..Hlc::at(at_ms, Device::IMPORT) };
-        let message = exploded(chat, &id, fields, stamp, before.replace(id.clone()));
+        let message = exploded(chat, &id, fields, stamp, before.clone());
         let is_known = chats.knows(&message::address(chat.owner, &chat.id, &id));
         let is_too_long = sealed_length(&message) > PLAINTEXT_BYTES_MAX;
+        if !is_too_long {
+            before = Some(id.clone());
+        }
         let draft = dated(Op::Message(message), stamp);
         if is_known {
             imported.tally.known += 1;
@@ -414,12 +416,15 @@ mod tests {
         assert!(read("x").is_err() && read("{}").is_err());
         let rows = [
             r#"{"id":"a","messages":null}"#,
-            r#"{"id":1}"#,
+            r#"{"id":{}}"#,
+            "1",
+            r#"{"messages":"[]"}"#,
             r#"{"id":"a","messages":"{"}"#,
+            r#"{"id":1,"messages":[{},{}]}"#,
             r#"{"id":"a","messages":"[1]"}"#,
             r#"{"id":"b","title":null,"messages":"[{}]"}"#,
         ];
-        assert_eq!(read(&format!("[{}]", rows.join(","))), Ok(vec![0, bad, bad, bad, 1]));
+        assert_eq!(read(&format!("[{}]", rows.join(","))), Ok(vec![0, bad, bad, bad, bad, 2, bad, 1]));
     }
 
     /// Messages that the rule gives one id are all kept, unless they are one message word for word; again, nothing is
@@ -459,13 +464,16 @@ mod tests {
         let old = chat_of(json!([
             {"id": "plain", "content": long("x")}, {"id": "escaped", "content": "\u{1}".repeat(20_000)},
             {"id": "meta", "other": long("x")}, {"content": long("ä")}, {"id": "fits", "content": "x".repeat(64_000)},
+            {"id": "again", "content": long("x")}, {"id": "end", "content": "short"},
         ]));
         let mut desk = Desk::new(1, 1);
         let imported = import_of(&mut desk, &old);
-        assert_eq!((imported.tally.imported, messages_of(&desk)[0].content.len()), (1, 64_000));
+        let there = messages_of(&desk);
+        assert_eq!((imported.tally.imported, there[0].content.len()), (2, 64_000));
+        assert_eq!(there[1].parents, [there[0].id.as_str()], "it follows what is there");
         let named: Vec<&str> = imported.tally.too_long.iter().map(|one| one.message.as_str()).collect();
         let without = old_message_id(&desk.state.me(), "chat1", "", "", "");
-        assert_eq!(named, ["plain", "escaped", "meta", &without]);
+        assert_eq!(named, ["plain", "escaped", "meta", &without, "again"]);
     }
 
     /// Ids are those that any other importer of the documented rule makes.

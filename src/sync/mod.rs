@@ -10,6 +10,8 @@
 //! - A command ([`chat::ChatView`], [`settings::Settings::set`], [`training::Training`]) gives an [`draft::Op`]. The driver
 //!   dates it ([`clock::Clock::write`]), once for all forms of one write and anew for each of several, and owes it to relays
 //!   ([`outbox::Outbox::queue`]); when the change is durable, the write is made.
+//! - Chats of the older shape ([`import::explode`]) give drafts that bring their dates. They are queued as they are, and the
+//!   clock is shown the dates ([`clock::Clock::resume`]).
 //! - A link comes up: the relay's `Date` corrects the clock, drafts are dated for good ([`outbox::Outbox::restamp`]), what is
 //!   in the wrong form for this relay is settled ([`outbox::Outbox::settle_unsuited`]). Where a relay tells no time, drafts
 //!   are dated for good when the first of them is signed.

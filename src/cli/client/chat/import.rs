@@ -336,7 +336,7 @@ mod tests {
             (found.events.len(), found.rows.len(), found.report.unreadable, found.report.other_events)
         };
         assert_eq!(counts(&format!("\n {old}\n\n{note}\nno event\n{ours}")), (1, 0, 1, 2));
-        assert_eq!(counts(" \n [{\"id\":\"a\",\"messages\":\"[]\"},\n{\"id\":1}]\n"), (0, 1, 1, 0));
+        assert_eq!(counts(" \n [{\"id\":\"a\",\"messages\":\"[]\"},\n{\"id\":[]}]\n"), (0, 1, 1, 0));
         assert_eq!(counts(&format!("{}{old}", " ".repeat(1 << 20))), (1, 0, 0, 0));
         let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         gzip.write_all(b"[{\"id\":\"a\",\"messages\":null}]").unwrap();
@@ -344,7 +344,7 @@ mod tests {
         for empty in ["", " \n\n", "[]"] {
             assert_eq!(counts(empty), (0, 0, 0, 0));
         }
-        for wrong in ["no event", "{}\n{}", "[1]", "[{\"id\":1}]", "[", "\u{feff}[]"] {
+        for wrong in ["no event", "{}\n{}", "[1]", "[{\"id\":[]}]", "[", "\u{feff}[]"] {
             assert_eq!(read(wrong).unwrap_err().exit_code(), 1, "{wrong}");
         }
     }
