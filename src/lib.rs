@@ -23,7 +23,8 @@
 //!   is comes in as an argument. [`protocol::Verified`] is the only thing a store accepts, and only
 //!   [`protocol::verify`] makes one.
 //! - [`store`]: the [`store::Store`] trait and the embedded store behind it: [`store::log`] (bytes of the event log),
-//!   [`store::record`] (bytes of one record), [`store::schema`] (every key of the index), [`store::index`] (sled or fjall, the
+//!   [`store::record`] (bytes of one record), [`store::hot`] (records that many
+//!   ask for, in memory), [`store::schema`] (every key of the index), [`store::index`] (sled or fjall, the
 //!   write buffer in front of it, the filter on ids), [`store::plan`], [`store::estimate`] and [`store::merge`] (from a filter to one stream,
 //!   newest first). [`store::backup`] copies the log, [`store::repair`] mends it. [`store::memory`] is the oracle: a
 //!   vector and the reference meaning.
@@ -101,7 +102,9 @@
 //! settings, `store::postgres` the store). Whoever writes holds a row lock to the end of the transaction, so events
 //! become visible in the order of their positions. What others stored comes with the next batch
 //! ([`store::Applied::others`]) or, when a notification wakes the writer, by itself ([`store::Store::news`]), and goes
-//! through the same fan-out: the point that divides stored from live holds for all of them.
+//! through the same fan-out: the point that divides stored from live holds for all of them. Retention is the same keeper
+//! (`store::quota`) on other ground, one process at a time. When the server goes away, [`config::postgres::hosts`] says
+//! where else the primary may be.
 //!
 //! # What a crash leaves
 //!

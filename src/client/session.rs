@@ -7,7 +7,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{RwLock, watch};
 
 use super::carry::{Carry, Due};
 use super::level::LIVE;
@@ -69,6 +69,8 @@ pub struct Session {
     pub(super) profile: Arc<Profile>,
     pub(super) scopes: Vec<Filter>,
     pub(super) answer_timeout: Duration,
+    /// Held for reading by whatever blocks on the disk.
+    disk: Arc<RwLock<()>>,
     /// Events that came and are not yet in the cache.
     arrived: Vec<Event>,
     answers: Vec<Answer>,
@@ -109,6 +111,7 @@ impl Session {
             profile,
             scopes,
             answer_timeout,
+            disk: Arc::default(),
             arrived: Vec::new(),
             answers: Vec::new(),
             lacking: BTreeSet::new(),
@@ -147,6 +150,8 @@ impl Session {
                 _ = stop.wait_for(|stop| *stop) => Ok(Ended::Stopped),
             },
         };
+        // What was broken off may be at work on the disk still.
+        drop(self.disk.write().await);
         let settled = self.settle().await;
         let trouble = ended.as_ref().err().map(ToString::to_string).unwrap_or_default();
         self.on_disk(move |profile, relay| {
@@ -351,7 +356,15 @@ impl Session {
         work: impl FnOnce(&Profile, &RelayUrl) -> T + Send + 'static,
     ) -> T {
         let (profile, relay) = (Arc::clone(&self.profile), self.relay.clone());
-        let done = tokio::task::spawn_blocking(move || work(&profile, &relay)).await;
+        let at_work = Arc::clone(&self.disk).read_owned().await;
+        let done = tokio::task::spawn_blocking(move || {
+            let done = work(&profile, &relay);
+            // Before whoever waits for the end of it may go on.
+            drop(profile);
+            drop(at_work);
+            done
+        });
+        let done = done.await;
         done.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
     }
 }

@@ -48,6 +48,35 @@ pub fn is_database(store: &str) -> bool {
     ["postgres://", "postgresql://"].iter().any(|scheme| store.starts_with(scheme))
 }
 
+/// One URL for each host that a URL names, as libpq has it: `postgres://me@one:5432,two/relay`, or `host=` and `port=` with
+/// lists behind the question mark.
+pub fn hosts(url: &str) -> Vec<String> {
+    let Some((scheme, rest)) = url.split_once("://") else { return vec![url.to_owned()] };
+    let (authority, tail) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+    let (user, hosts) = authority.rsplit_once('@').map_or(("", authority), |(user, hosts)| (user, hosts));
+    let at = if authority.contains('@') { "@" } else { "" };
+    let (path, parameters) = tail.split_once('?').map_or((tail, None), |(path, rest)| (path, Some(rest)));
+    let pairs: Vec<&str> = parameters.into_iter().flat_map(|parameters| parameters.split('&')).collect();
+    let lists = |pair: &&&str| pair.starts_with("host=") || pair.starts_with("port=");
+    let listed = pairs.iter().filter(lists).map(|pair| pair.matches(',').count() + 1).max().unwrap_or(1);
+    // A list of one holds for all hosts.
+    let one_of = |list: &str, number: usize| {
+        let mut items = list.split(',');
+        let first = items.next().unwrap_or_default().to_owned();
+        items.nth(number.wrapping_sub(1)).map_or(first, str::to_owned)
+    };
+    let url_of = |number| {
+        let pairs = pairs.iter().map(|pair| match pair.split_once('=') {
+            Some((name @ ("host" | "port"), list)) => format!("{name}={}", one_of(list, number)),
+            _ => (*pair).to_owned(),
+        });
+        let parameters = pairs.collect::<Vec<_>>().join("&");
+        let mark = if parameters.is_empty() { "" } else { "?" };
+        format!("{scheme}://{user}{at}{}{path}{mark}{parameters}", one_of(hosts, number))
+    };
+    (0..listed.max(hosts.matches(',').count() + 1)).map(url_of).collect()
+}
+
 /// A URL as it may stand in a message or log: without its password.
 pub fn without_password(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else { return "***".to_owned() };
@@ -99,6 +128,32 @@ mod tests {
             ("secret", "***"),
         ] {
             assert_eq!(without_password(url), shown);
+        }
+    }
+
+    /// Each host of a list has a URL of its own, and one host is what it was.
+    #[test]
+    fn hosts_are_told_apart() {
+        for (url, expected) in [
+            (
+                "postgres://me:s@cret@one:5432,two/relay?sslmode=require",
+                &[
+                    "postgres://me:s@cret@one:5432/relay?sslmode=require",
+                    "postgres://me:s@cret@two/relay?sslmode=require",
+                ][..],
+            ),
+            (
+                "postgres:///relay?host=/a,/b&user=me&port=5432,5433",
+                &["postgres:///relay?host=/a&user=me&port=5432", "postgres:///relay?host=/b&user=me&port=5433"],
+            ),
+            (
+                "postgres:///relay?host=/a,/b&port=6000",
+                &["postgres:///relay?host=/a&port=6000", "postgres:///relay?host=/b&port=6000"],
+            ),
+            ("postgresql://[::1]:5432/relay", &["postgresql://[::1]:5432/relay"]),
+            ("postgres://db", &["postgres://db"]),
+        ] {
+            assert_eq!(hosts(url), expected);
         }
     }
 

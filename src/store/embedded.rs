@@ -440,6 +440,22 @@ mod tests {
         assert_eq!(store.apply(&[note, wrap], 30).unwrap().verdicts, [Verdict::Vanished; 2]);
     }
 
+    /// An event that was read stays in memory until it is erased, and not a moment longer (T14).
+    #[test]
+    fn t14_what_was_read_is_forgotten_when_it_is_erased() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = EmbeddedStore::open(folder.path(), &Options::default()).unwrap();
+        let secret = sign(1, 1, 10, &[], "a secret");
+        store.apply(std::slice::from_ref(&secret), 15).unwrap();
+        let files = store.files();
+        let offset = files.place_of(&secret.id).unwrap().unwrap().offset;
+        assert_eq!((contents(&store), contents(&store)), (vec!["a secret".into()], vec!["a secret".into()]));
+        assert!(files.log.hot().get(offset).is_ok());
+        store.apply(&[sign(1, 5, 13, &[&["e", &secret.id.to_hex()]], "deletion")], 15).unwrap();
+        assert!(files.log.hot().get(offset).is_err());
+        assert_eq!(contents(&store), ["deletion"]);
+    }
+
     /// A CURRENT that names what is not there is an error, and nothing is deleted for it.
     #[test]
     fn a_wrong_current_deletes_nothing() {

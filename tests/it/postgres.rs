@@ -4,6 +4,7 @@
 mod live;
 mod moving;
 mod operation;
+mod pooler;
 mod replica;
 mod trouble;
 

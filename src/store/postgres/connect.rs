@@ -13,7 +13,7 @@ use super::schema::{self, Unusable};
 use super::trouble::{self, RETRIES_MAX, Remedy, pause_before};
 use super::write::Failure;
 use crate::config::Config;
-use crate::config::postgres::without_password;
+use crate::config::postgres::{hosts, without_password};
 use crate::store::StoreError;
 use crate::store::quota::Rules;
 
@@ -81,6 +81,9 @@ const WRITE_CONNECTIONS_MAX: u32 = 2;
 /// How long to try for a connection. Those who wait for an answer are told soon that there is none.
 const ACQUIRE_TIME_MAX: Duration = Duration::from_secs(3);
 
+/// How long a host may take to say whether it is the primary.
+const PROBE_TIME_MAX: Duration = Duration::from_secs(2);
+
 /// How long a replica that failed is left alone.
 const REPLICA_REST: Duration = Duration::from_secs(5);
 
@@ -92,6 +95,8 @@ pub(super) struct Pools {
     write: PgPool,
     read: PgPool,
     listen: PgPool,
+    /// Where the primary may be.
+    hosts: Hosts,
     replicas: Vec<Replica>,
     /// Whose turn it is.
     turn: AtomicUsize,
@@ -109,6 +114,15 @@ struct Replica {
     is_told: AtomicBool,
 }
 
+/// The hosts that the URL names; after a failover another of them is the primary.
+struct Hosts {
+    options: Vec<PgConnectOptions>,
+    /// Notifications are listened for at the primary too.
+    listens: bool,
+    /// The one that was the primary last; held by whoever looks for it.
+    current: tokio::sync::Mutex<usize>,
+}
+
 fn parsed(url: &str) -> Result<PgConnectOptions, StoreError> {
     let options = PgConnectOptions::from_str(url).map_err(|error| {
         StoreError::Damaged(format!("{} is not the URL of a Postgres database: {error}", without_password(url)))
@@ -116,22 +130,38 @@ fn parsed(url: &str) -> Result<PgConnectOptions, StoreError> {
     Ok(options.application_name("sledge").disable_statement_logging())
 }
 
-fn pool(url: &str, connections_max: u32, timeout: Duration) -> Result<PgPool, StoreError> {
+/// `primary`: whether a standby will not do.
+fn pool(url: &str, connections_max: u32, timeout: Duration, primary: bool) -> Result<PgPool, StoreError> {
     let pool = PgPoolOptions::new()
         .max_connections(connections_max)
         .acquire_timeout(timeout.min(ACQUIRE_TIME_MAX))
         // A ping before each use is a round trip; a connection that broke is noticed and replaced all the same.
         .test_before_acquire(false)
-        .after_connect(|connection, _| Box::pin(async move { raw_sql(SESSION).execute(connection).await.map(drop) }));
+        .after_connect(move |connection, _| Box::pin(begin_session(connection, primary)));
     Ok(pool.connect_lazy_with(parsed(url)?))
+}
+
+async fn begin_session(connection: &mut PgConnection, primary: bool) -> Result<(), sqlx::Error> {
+    raw_sql(SESSION).execute(&mut *connection).await?;
+    if primary && is_standby(connection).await? {
+        return Err(std::io::Error::new(std::io::ErrorKind::ConnectionRefused, "it is a standby").into());
+    }
+    Ok(())
+}
+
+async fn is_standby(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    query("SELECT pg_is_in_recovery()").fetch_one(connection).await?.try_get(0)
 }
 
 impl Pools {
     /// Connects and brings the tables up; also says where the stored events end.
     pub(super) async fn open(options: &Options) -> Result<(Pools, i64), StoreError> {
-        let listen_url = options.listen_url.as_deref().unwrap_or(&options.url);
+        let urls = hosts(&options.url);
+        let several = urls.len() > 1;
+        let url = &urls[0];
+        let listen_url = options.listen_url.as_deref().unwrap_or(url);
         let replica = |url: &String| {
-            let pool = pool(url, options.connections_max, options.timeout)?;
+            let pool = pool(url, options.connections_max, options.timeout, false)?;
             Ok::<_, StoreError>(Replica {
                 pool,
                 reached: AtomicI64::new(0),
@@ -140,9 +170,14 @@ impl Pools {
             })
         };
         let pools = Pools {
-            write: pool(&options.url, WRITE_CONNECTIONS_MAX, options.timeout)?,
-            read: pool(&options.url, options.connections_max, options.timeout)?,
-            listen: pool(listen_url, 1, options.timeout)?,
+            write: pool(url, WRITE_CONNECTIONS_MAX, options.timeout, several)?,
+            read: pool(url, options.connections_max, options.timeout, several)?,
+            listen: pool(listen_url, 1, options.timeout, several && options.listen_url.is_none())?,
+            hosts: Hosts {
+                options: urls.iter().map(|url| parsed(url)).collect::<Result<_, _>>()?,
+                listens: options.listen_url.is_none(),
+                current: tokio::sync::Mutex::new(0),
+            },
             replicas: options.read_urls.iter().map(replica).collect::<Result<_, _>>()?,
             turn: AtomicUsize::new(0),
             timeout: options.timeout,
@@ -164,6 +199,9 @@ impl Pools {
             if began.elapsed() >= patience {
                 let shown = without_password(url);
                 return Err(StoreError::Away(format!("{shown} was tried for {} s: {away}", patience.as_secs())));
+            }
+            if self.find_primary().await {
+                continue;
             }
             tracing::warn!("waiting for the database {}: {away}", without_password(url));
             tokio::time::sleep(START_PAUSE).await;
@@ -193,6 +231,33 @@ impl Pools {
         work: impl AsyncFn(&mut PgConnection) -> Result<T, Failure>,
     ) -> Result<T, StoreError> {
         self.attempts(&self.write, work).await
+    }
+
+    /// Looks which host is the primary now, the last one first; whether that is another one.
+    async fn find_primary(&self) -> bool {
+        if self.hosts.options.len() < 2 {
+            return false;
+        }
+        let mut current = self.hosts.current.lock().await;
+        let count = self.hosts.options.len();
+        for number in (0..count).map(|step| (*current + step) % count) {
+            let options = &self.hosts.options[number];
+            let is_primary = async { Ok::<_, sqlx::Error>(!is_standby(&mut options.connect().await?).await?) };
+            if !matches!(tokio::time::timeout(PROBE_TIME_MAX, is_primary).await, Ok(Ok(true))) {
+                continue;
+            }
+            if number == *current {
+                return false;
+            }
+            tracing::warn!(host = options.get_host(), port = options.get_port(), "another server is the primary now");
+            *current = number;
+            let listening = [&self.listen].into_iter().filter(|_| self.hosts.listens);
+            [&self.write, &self.read].into_iter().chain(listening).for_each(|pool| {
+                pool.set_connect_options(options.clone());
+            });
+            return true;
+        }
+        false
     }
 
     /// As [`Pools::writing`], for statements that only read and must see the latest.
@@ -260,10 +325,15 @@ impl Pools {
         pool: &PgPool,
         work: impl AsyncFn(&mut PgConnection) -> Result<T, Failure>,
     ) -> Result<T, StoreError> {
-        let (mut retries, mut reconnected) = (0, false);
+        let (mut retries, mut reconnected, mut moved) = (0, false, false);
         loop {
             let error = match self.attempt(pool, &work).await {
                 Ok(done) => return Ok(done),
+                // A host that vanished says nothing at all.
+                Err(Failure::Store(StoreError::Away(_))) if !moved && self.find_primary().await => {
+                    moved = true;
+                    continue;
+                }
                 Err(Failure::Store(error)) => return Err(error),
                 Err(Failure::Sql(error)) => error,
             };
@@ -274,6 +344,7 @@ impl Pools {
                     tokio::time::sleep(pause_before(retries)).await;
                 }
                 Remedy::Reconnect if !reconnected => reconnected = true,
+                _ if !moved && trouble::is_lost(&error) && self.find_primary().await => moved = true,
                 _ => return Err(trouble::told(error)),
             }
         }

@@ -36,7 +36,7 @@ const ENTRIES_MIN: usize = 4;
 /// Authors whose former settings a query remembers.
 const FORMER_AUTHORS_MAX: usize = 1_024;
 /// JSON up to this size comes along with the entries; larger ones are fetched when it is their turn.
-const SMALL_JSON_BYTES: i32 = 4_096;
+const SMALL_JSON_BYTES: i32 = 16_384;
 /// Where a statement looks at more entries than this, their JSON is fetched by pages: most of it would be forgotten when
 /// the first page is full.
 const SMALL_JSON_ENTRIES_MAX: usize = 128;

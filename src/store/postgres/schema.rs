@@ -14,6 +14,12 @@
 //! state       small named blobs: what the layers above decide, such as who is banned
 //! passing     ephemeral events on their way to other processes; unlogged, gone after a minute
 //! ```
+//!
+//! The tables are not partitioned by time. An id implies its `created_at`, so `(id, created_at)` would be as unique, and the
+//! lock on `head` keeps addresses so. But a query's order runs over all partitions: with 100,000 events in 60 of them one
+//! author's newest 20 took 57 times as long, those of 50 authors 17 times, 100 ids 290 times, since each partition is
+//! opened for each stretch and an id does not say which to look in. And to drop a partition would take deletion requests
+//! and profiles with the rest: what they forbid would come back. `super::retention` removes what is old instead.
 
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{Row, raw_sql};
@@ -22,7 +28,8 @@ use sqlx::{Row, raw_sql};
 pub const SCHEMA_VERSION: i32 = STEPS.len() as i32;
 
 /// What makes a database of version `n` one of version `n + 1`. A step that was ever released is never changed.
-const STEPS: [&str; 1] = ["
+const STEPS: [&str; 2] = [
+    "
 CREATE TABLE sledge.head (
     one boolean PRIMARY KEY DEFAULT true CHECK (one),
     next bigint NOT NULL,
@@ -87,7 +94,11 @@ CREATE UNLOGGED TABLE sledge.passing (
     at timestamptz NOT NULL DEFAULT now(),
     json text NOT NULL
 );
-"];
+",
+    // The numbers of what passes are taken over by a standby that is promoted; where they were unlogged as the table is,
+    // it had none to give, and neither ephemeral events nor news got through.
+    "ALTER SEQUENCE sledge.passing_seq_seq SET LOGGED",
+];
 
 /// Key of the lock under which steps are taken: any number that nothing else uses.
 const STEPS_LOCK: i64 = 0x5_1ed6e;

@@ -39,6 +39,11 @@ pub(super) fn remedy(error: &Error) -> Remedy {
     }
 }
 
+/// Whether the server is gone, or no primary any more: another one may have taken its place.
+pub(super) fn is_lost(error: &Error) -> bool {
+    code(error).map_or_else(|| is_connection(error), |code| is_away(&code))
+}
+
 /// The error as the store's caller gets it.
 pub(super) fn told(error: Error) -> StoreError {
     match code(&error).as_deref() {

@@ -5,7 +5,9 @@
 //! positions: who has seen the position `n` in a snapshot has seen everything before it. A process gathers what comes in
 //! while it waits for the row, so waiting makes batches larger and costs no throughput.
 //!
-//! A batch is four round trips: lock, read what bears on it, write, commit.
+//! A batch is four round trips: lock, read what bears on it, write, commit. Columns go as arrays and are unnested: `COPY`
+//! could only fill a table beside, from which this same statement would then have to read, and an import is not held up
+//! here: 16,000 events a second, on two cores that also check the signatures and run the server.
 
 use sqlx::postgres::PgConnection;
 use sqlx::{Row, query, raw_sql};

@@ -1,12 +1,18 @@
 //! Stored queries from a streaming replica: never less than this process knows to be stored, and never without an answer.
+//! And what happens when the replica takes the primary's place.
 
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde_json::json;
 use sledge::protocol::Event;
 use sledge::store::Store;
 use sledge::store::postgres::{Options, PostgresStore};
 
+use crate::support::client::PATIENCE;
 use crate::support::cluster::Cluster;
 use crate::support::stores::{count, in_order, newest, query, read, row_ids};
-use crate::support::{Keys, NOW, verified};
+use crate::support::{Keys, NOW, Relay, ids, verified};
 
 /// A replica that has caught up answers, even with the primary away; one that lags or is gone is passed over.
 #[test]
@@ -37,4 +43,47 @@ fn a_replica_answers_where_it_has_caught_up() {
     assert_eq!(seen(), in_order(&notes[1..]), "so are removals");
     cluster.stop_standby();
     assert_eq!(seen(), in_order(&notes[1..]), "a replica that is gone is passed over");
+}
+
+/// The primary is killed while events come in and its synchronous standby is promoted: relays that know both hosts go on by
+/// themselves, nothing that was acknowledged is lost, and a subscriber of another relay gets each event once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_promoted_standby_is_found_and_nothing_acknowledged_is_lost() {
+    const EVENTS: u64 = 120;
+    let cluster = Arc::new(Cluster::start(""));
+    let name = cluster.database().split(['/', '?']).nth(3).unwrap().to_owned();
+    cluster.start_standby();
+    cluster.wait_for_standby();
+    let relay =
+        async || Relay::over(Arc::new(PostgresStore::open(&Options::new(cluster.either_url(&name))).unwrap())).await;
+    let (relay, other) = (relay().await, relay().await);
+    let (mut client, mut reader) = (relay.client().await, other.client().await);
+    reader.req("all", &[json!({"limit": 0})]).await;
+    let events: Vec<Event> = (0..EVENTS).map(|n| Keys::new(1).note(NOW + n, "")).collect();
+    let mut failing_over = None;
+    for (number, event) in events.iter().enumerate() {
+        if number == 40 {
+            let cluster = cluster.clone();
+            failing_over = Some(tokio::task::spawn_blocking(move || cluster.fail_over()));
+        }
+        let began = Instant::now();
+        loop {
+            let (accepted, text) = client.publish(event).await;
+            if accepted {
+                break;
+            }
+            assert!(text.starts_with("error: ") && began.elapsed() < PATIENCE, "{text}");
+        }
+    }
+    failing_over.unwrap().await.unwrap();
+    // In whatever order: an event that was stored without an answer came before its repetition.
+    let mut heard = Vec::new();
+    while heard.len() < events.len() {
+        heard.push(reader.live("all").await["id"].as_str().unwrap().to_owned());
+    }
+    assert_eq!(heard, ids(&events));
+    assert_eq!(cluster.standby_sql(&name, "SELECT count(*) FROM sledge.events"), EVENTS.to_string());
+    assert_eq!(reader.query_ids(json!({"limit": 500})).await, in_order(&events));
+    relay.stop().await;
+    other.stop().await;
 }

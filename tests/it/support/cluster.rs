@@ -128,6 +128,24 @@ impl Cluster {
         self.control("standby", &["-m", "immediate", "stop"]);
     }
 
+    /// Has the primary wait for the standby with every commit.
+    pub fn wait_for_standby(&self) {
+        self.sql("postgres", "ALTER SYSTEM SET synchronous_standby_names = '*'");
+        self.sql("postgres", "SELECT pg_reload_conf()");
+        while self.sql("postgres", "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'") != "1" {}
+    }
+
+    /// Kills the primary and makes the standby one.
+    pub fn fail_over(&self) {
+        self.control("data", &["-m", "immediate", "stop"]);
+        self.control("standby", &["-w", "promote"]);
+    }
+
+    /// The URL of a database, wherever the primary is.
+    pub fn either_url(&self, name: &str) -> String {
+        format!("{}&port=5432,5433", self.url(name))
+    }
+
     /// The URL of a database on the standby.
     pub fn standby_url(&self, name: &str) -> String {
         format!("{}&port=5433", self.url(name))
