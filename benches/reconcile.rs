@@ -3,6 +3,9 @@
 //!
 //! `SLEDGE_BENCH_EVENTS=1000000 cargo bench --bench reconcile` takes as many events in sync.
 //!
+//! Measured on two busy cores, sums made anew: a million in sync 2.2 s, two rounds and 2,070 bytes; 3k and 10k apart 1.7 s and
+//! six rounds; 20k scattered 7.2 s, thirteen rounds and 2.9 MB of comparing, the rest being the events.
+//!
 //! Limits, asserted: in sync, two rounds and 4 kB in all, whatever the number of events. Else, besides the events
 //! themselves and their answers, 200 bytes for each that one side lacks, and no more rounds than below.
 
