@@ -30,14 +30,14 @@ const MIB: u64 = 1024 * 1024;
 /// Which profile, whose key, which relays.
 #[derive(Debug, Args)]
 pub struct ProfileArgs {
-    /// Directory of the profile [default: `dir` of [client] in the settings, else sledge-profile]
+    /// Directory of the profile [default: `dir` of `[client]` in the settings, else sledge-profile]
     #[arg(long, global = true, value_name = "DIR")]
     pub profile: Option<PathBuf>,
     /// File with your secret key, as `sledge key generate --out FILE` makes it [default: $SLEDGE_KEY, else `key` of
-    /// [client] in the settings]
+    /// `[client]` in the settings]
     #[arg(long, global = true, value_name = "FILE")]
     pub key: Option<PathBuf>,
-    /// A relay that keeps your events, instead of `relays` of [client] in the settings; may be repeated
+    /// A relay that keeps your events, instead of `relays` of `[client]` in the settings; may be repeated
     #[arg(long, global = true, value_name = "URL")]
     pub relay: Vec<String>,
     /// Ask and tell no relay: what you write waits in the outbox
@@ -151,7 +151,7 @@ impl ProfileArgs {
         let file = self.key.clone().or(from_env).or_else(named).ok_or_else(|| {
             Error::Usage(
                 "no secret key is named; make one with `sledge key generate --out my.nsec`, and name its file with --key, \
-                 $SLEDGE_KEY or `key` of [client] in the settings"
+                 $SLEDGE_KEY or `key` of `[client]` in the settings"
                     .to_owned(),
             )
         })?;

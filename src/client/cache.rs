@@ -23,7 +23,7 @@ use crate::store::{PageBudget, Progress, Query, Row, Scan, Store, StoreError, Wa
 const PAGE_BYTES_MAX: usize = 256 * 1024;
 /// How long one step of a query may take. Nobody else waits for this thread.
 const STEP_TIME_MAX: Duration = Duration::from_secs(60);
-/// Bytes of memory of one entry in the index's write buffer; see `sync.toml`, [memory].
+/// Bytes of memory of one entry in the index's write buffer; see `sync.toml`, `[memory]`.
 const ENTRY_BYTES: usize = 56;
 
 /// Bytes of replaced and deleted events that are worth writing the cache anew.

@@ -1,6 +1,6 @@
 //! Catching up with a relay, without gap or repeat.
 //!
-//! First a live subscription for what is new from here on. Then the sets are compared ([`super::level`]): deletions before
+//! First a live subscription for what is new from here on. Then the sets are compared (`level`): deletions before
 //! the rest, so that nothing is fetched or uploaded that is deleted already. What the relay lacks is uploaded, oldest
 //! first, and the comparison is made again until nothing more moves. Never "since the newest event I have": devices that
 //! were offline publish old times. A device that owes much sends that first and then begins anew with the subscription, which

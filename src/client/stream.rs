@@ -1,6 +1,6 @@
 //! A stream of events between this relay and another one: what either lacks is found out and moved, then what is new.
 //!
-//! In: a link to the other relay and this relay's [`Side`]. The sets are compared ([`super::level`]), requests to delete or
+//! In: a link to the other relay and this relay's [`Side`]. The sets are compared (`level`), requests to delete or
 //! vanish before the rest, so that nothing is fetched or sent that is deleted already; what the other lacks is sent oldest
 //! first, and the comparison is made again until nothing moves.
 //!

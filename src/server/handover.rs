@@ -18,7 +18,7 @@ const LINE_BYTES_MAX: usize = 4 * 1024;
 /// The plain one and the encrypted one.
 const SOCKETS_MAX: usize = 2;
 
-/// Sends `line` and copies of up to [`SOCKETS_MAX`] `listeners` beside it. Never waits: `WouldBlock` where the socket has no
+/// Sends `line` and copies of up to `SOCKETS_MAX` `listeners` beside it. Never waits: `WouldBlock` where the socket has no
 /// room.
 ///
 /// # Errors

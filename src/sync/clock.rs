@@ -2,7 +2,7 @@
 //!
 //! A device stamps a write with the wall time it believes in. If it has seen a later stamp, it goes just beyond that one
 //! instead, so that a write never loses to something its author knew. Devices may be wrong about the time by a year:
-//! what a relay says about the time corrects the writes that were not sent yet ([`restamp`]).
+//! what a relay says about the time corrects the writes that were not sent yet ([`Clock::restamp`]).
 //!
 //! Pure: the local time is an argument, in milliseconds since 1970 UTC.
 

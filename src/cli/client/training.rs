@@ -28,7 +28,7 @@ pub struct TrainingArgs {
 pub enum TrainingCommand {
     /// Give a text as training data
     ///
-    /// Gives away a text under a license. It goes, not encrypted, to the `training_relays` of [client] in the settings and
+    /// Gives away a text under a license. It goes, not encrypted, to the `training_relays` of `[client]` in the settings and
     /// to no others, readable by you and the curators that you name. Since it cannot be taken back from those who have
     /// read it, you must say --consent; `training withdraw` asks everybody to forget it.
     #[command(after_help = "Examples:
@@ -72,7 +72,7 @@ pub enum TrainingCommand {
     },
     /// Show contributions and what became of them
     ///
-    /// Prints the contributions that you gave or may read: date, status by the word of `training_operators` of [client] in
+    /// Prints the contributions that you gave or may read: date, status by the word of `training_operators` of `[client]` in
     /// the settings (pending, rejected, approved, rewarded), number of ratings, id and the beginning of the text.
     #[command(after_help = "Examples:\n  sledge training status\n  sledge training status --json --offline")]
     Status,

@@ -12,8 +12,8 @@
 //!   closing aborts the process when it fails. So after any failure the engine is
 //!   *damaged*: it answers nothing more, and its handle is leaked instead of closed.
 //!   Only where the disk was full, the files are as sound as after a crash: they move
-//!   into another folder (see [`folder`]) and are opened again, so that reading goes on.
-//! - It writes when it is opened. So a [`Ballast`] is kept for a disk that is full then.
+//!   into another folder (see `folder`) and are opened again, so that reading goes on.
+//! - It writes when it is opened. So a ballast file is kept for a disk that is full then.
 //! - `flush_every_ms(None)` flushes on every dropped handle, also on those inside
 //!   iterators. So it is given an interval that never passes.
 //! - A forward range with an upper bound goes on reading behind the bound. So ranges are

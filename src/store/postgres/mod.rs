@@ -2,8 +2,8 @@
 //!
 //! Verdicts are decided by `protocol::supersede` as everywhere, inside the transaction that writes ([`write`]), so two
 //! processes cannot both win. Queries go by the same plans as the embedded store's, each stretch a range of one index,
-//! read page by page from where the last one ended ([`scan`]); no cursor or transaction is open between pages. Live
-//! events of other processes come by position ([`news`]). Nothing is kept on this machine.
+//! read page by page from where the last one ended (`scan`); no cursor or transaction is open between pages. Live
+//! events of other processes come by position (`news`). Nothing is kept on this machine.
 
 mod connect;
 mod news;
