@@ -15,6 +15,8 @@ const SHARDS: usize = 16;
 /// A record that takes more than one part in so many of its shard is not kept: it would push out too many others. Lists
 /// of contacts, which are long and much asked for, should fit.
 const RECORDS_MIN: usize = 8;
+/// Places in the order that may be left over in a part that keeps nothing.
+const STALE_MAX: usize = 64;
 /// What keeping a record takes beside its bytes, about.
 const OVERHEAD_BYTES: usize = 128;
 
@@ -90,8 +92,8 @@ impl Hot {
         for offset in offsets {
             let mut shard = self.shard(offset);
             shard.erasures += 1;
-            // Its place in the order is passed over later.
             shard.take_out(offset);
+            shard.tidy();
         }
     }
 
@@ -114,6 +116,14 @@ impl Shard {
                 }
                 _ => self.take_out(offset),
             }
+        }
+    }
+
+    /// What was erased leaves its place in the order behind. Where room is never needed, nobody would come by there.
+    fn tidy(&mut self) {
+        if self.order.len() > 2 * self.records.len() + STALE_MAX {
+            let records = &self.records;
+            self.order.retain(|offset| records.contains_key(offset));
         }
     }
 
@@ -175,6 +185,18 @@ mod tests {
         read(&hot, 2, &record(3, 100));
         assert_eq!(hot.get(offset(2)).ok(), Some(record(3, 100)));
         assert_eq!(hot.shard(0).bytes, 100 + OVERHEAD_BYTES);
+    }
+
+    /// Records that are read and erased again and again leave nothing behind, though the cache is never full.
+    #[test]
+    fn what_is_erased_leaves_no_trace() {
+        let hot = Hot::new(1 << 20);
+        for number in 0..10_000 {
+            read(&hot, number, &record(1, 100));
+            hot.forget([offset(number)].into_iter());
+        }
+        let shard = hot.shard(offset(0));
+        assert!(shard.bytes == 0 && shard.order.len() <= STALE_MAX, "{}", shard.order.len());
     }
 
     /// Very long records, and a cache of nothing.
